@@ -1,0 +1,27 @@
+"""Optimise and measure networks in coordinates that respect their rescaling symmetries."""
+
+from .basis import (
+    basis_paths as basis_paths,
+    from_basis_paths as from_basis_paths,
+    inverse_chain_rule as inverse_chain_rule,
+    weight_allocation as weight_allocation,
+)
+from .graph import ReductionGraph as ReductionGraph
+from .optimizers import (
+    PathSpaceState as PathSpaceState,
+    g_adam as g_adam,
+    g_sgd as g_sgd,
+    in_path_space as in_path_space,
+)
+from .rescaling import (
+    balance as balance,
+    conservation_error as conservation_error,
+    random_scales as random_scales,
+    rescale as rescale,
+)
+from .skeleton import (
+    Skeleton as Skeleton,
+    choose_skeleton as choose_skeleton,
+    skeleton_masks as skeleton_masks,
+    with_unit_skeleton as with_unit_skeleton,
+)

@@ -1,0 +1,278 @@
+"""The reduction graph: which weights flow into and out of which hidden units, time steps merged."""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Collection, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .trees import named_leaves
+from .units import GROUND, Group, UnitMap
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter leaf of the graph: every entry is an edge from its source to its target, a unit or ground."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: UnitMap
+    target: UnitMap
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the leaf has no source axis, as biases and normalisation scales."""
+        return not self.source.axes
+
+    def grounded(self, end: UnitMap) -> np.ndarray:
+        """Where along its axes one end of the edges is ground, in a shape that broadcasts against the leaf."""
+        return end.along_axes(end.index == GROUND, len(self.shape))
+
+    @functools.cached_property
+    def num_edges(self) -> int:
+        """The entries with a unit at one end or both."""
+        if set(self.source.axes) & set(self.target.axes):
+            outside = np.sum(self.grounded(self.source) & self.grounded(self.target))
+        else:
+            outside = np.sum(self.grounded(self.source)) * np.sum(self.grounded(self.target))
+        mapped = math.prod(self.shape[i] for i in {*self.source.axes, *self.target.axes})
+        return math.prod(self.shape) // mapped * (mapped - int(outside))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReductionGraph:
+    """Hidden units and the parameter entries that flow into and out of them (path space, Definition 3).
+
+    A weight shared over time steps, or over the pixels of a feature map, is one edge. A node-wise rescaling
+    multiplies what flows into a unit by c > 0 and divides what flows out of it by c. The graph is static: it holds no
+    arrays, is hashable, and can be a static argument of `jax.jit`.
+
+    Attributes:
+      groups: the groups of units that can be rescaled.
+      leaves: the parameter leaves with a unit at one end or both.
+      outside: the names of all other leaves.
+
+    >>> params = {"hidden": {"kernel": np.ones((3, 4))}, "out": {"kernel": np.ones((4, 2)), "bias": np.ones(2)}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> graph.num_units, graph.num_weights, graph.num_basis_paths
+    (4, 20, 16)
+    """
+
+    groups: tuple[Group, ...]
+    leaves: tuple[Leaf, ...]
+    outside: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Both orders are computed here so that a graph without a skeleton cannot exist.
+        _ = self.in_chain, self.out_chain
+
+    @classmethod
+    def from_edges(cls, params: PyTree, edges: Mapping[str, tuple[str | None, str | None]]) -> "ReductionGraph":
+        """The graph that names, for each leaf, the groups it comes from and goes to.
+
+        Args:
+          params: the parameters, or a tree of `jax.ShapeDtypeStruct` like them.
+          edges: `{leaf_name: (source_group, target_group)}`, `None` for ground (inputs, outputs, the constant 1
+            behind biases). The last axis of a kernel is its target and the one before it its source, as Flax lays out
+            dense and convolution kernels; a one-dimensional leaf has only one of the two. Leaves not named lie
+            outside the graph.
+
+        Raises:
+          ValueError: an unknown leaf name; a leaf with too few axes; a group that has different sizes on two leaves;
+            a group that nothing flows into or out of, or that only cycles connect to ground.
+
+        >>> params = {"kernel": np.ones((3, 4))}
+        >>> ReductionGraph.from_edges(params, {"kernel": (None, "hidden")})
+        Traceback (most recent call last):
+        ValueError: nothing flows out of group 'hidden': name the leaf that reads its units, or leave the group out.
+        """
+        shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in named_leaves(params).items()}
+        if unknown := [name for name in edges if name not in shapes]:
+            raise ValueError(f"edges name the leaves {unknown}, but params have only {list(shapes)}.")
+        seen: dict[str, tuple[int, str]] = {}
+
+        def along(name: str, axis: int, group: str | None) -> UnitMap:
+            axis += len(shapes[name])
+            size = shapes[name][axis]
+            if group is None:
+                return UnitMap.ground((size,), (axis,))
+            expected, where = seen.setdefault(group, (size, f"axis {axis} of {name!r}"))
+            if size != expected:
+                raise ValueError(
+                    f"group {group!r} has {expected} units on {where}, but {size} on axis {axis} of {name!r}: "
+                    "name two groups, or mend the shapes."
+                )
+            return UnitMap.along(axis, Group(group, size))
+
+        leaves = []
+        for name, (source, target) in edges.items():
+            if source is None and target is None:
+                continue
+            rank = len(shapes[name])
+            if rank == 0 or (rank == 1 and source is not None and target is not None):
+                raise ValueError(
+                    f"leaf {name!r} of shape {shapes[name]} cannot run from {source!r} to {target!r}: a kernel needs "
+                    "two axes or more, a one-dimensional leaf has a source or a target, a scalar has neither."
+                )
+            if rank == 1:
+                near = along(name, -1, source if target is None else target)
+                ends = (near, UnitMap.ground()) if target is None else (UnitMap.ground(), near)
+            else:
+                ends = along(name, -2, source), along(name, -1, target)
+            leaves.append(Leaf(name, shapes[name], *ends))
+        in_graph = {leaf.name for leaf in leaves}
+        groups = tuple(Group(name, size) for name, (size, _) in seen.items())
+        return cls(groups, tuple(leaves), tuple(name for name in shapes if name not in in_graph))
+
+    @property
+    def num_units(self) -> int:
+        """H, the number of units."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def num_weights(self) -> int:
+        """E, the number of entries with a unit at one end or both."""
+        return sum(leaf.num_edges for leaf in self.leaves)
+
+    @property
+    def num_basis_paths(self) -> int:
+        """E - H, the dimension of the path space (path space, Theorem 3)."""
+        return self.num_weights - self.num_units
+
+    @functools.cached_property
+    def in_chain(self) -> dict[str, Leaf]:
+        """The leaf that holds each group's in-skeleton edges; groups in their order from the inputs on."""
+        return _chain(self.groups, self.leaves, "target", "source")
+
+    @functools.cached_property
+    def out_chain(self) -> dict[str, Leaf]:
+        """The leaf that holds each group's out-skeleton edges; groups in their order from the outputs back."""
+        return _chain(self.groups, self.leaves, "source", "target")
+
+    def weights(self, params: PyTree) -> dict[str, Array]:
+        """The leaves of the graph by name, in float32 or wider.
+
+        Raises:
+          ValueError: a leaf that is missing, not real floating point, or of another shape than the graph's.
+        """
+        leaves = named_leaves(params)
+        if missing := [leaf.name for leaf in self.leaves if leaf.name not in leaves]:
+            raise ValueError(f"the tree lacks the leaves {missing} of the graph; it has {list(leaves)}.")
+        weights = {}
+        for leaf in self.leaves:
+            value = jnp.asarray(leaves[leaf.name])
+            if value.shape != leaf.shape:
+                raise ValueError(
+                    f"leaf {leaf.name!r} has shape {leaf.shape} in the graph, but {value.shape} in this tree: "
+                    "build the graph from parameters of the model in use."
+                )
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(
+                    f"leaf {leaf.name!r} has dtype {value.dtype}, expected a real floating-point dtype: "
+                    "leave it out of the graph."
+                )
+            weights[leaf.name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        return weights
+
+    def restricted_to(self, names: Collection[str]) -> "ReductionGraph":
+        """The graph without the groups all of whose leaves are missing from `names`.
+
+        Raises:
+          ValueError: a group has some of its leaves among the names, but not all.
+        """
+        kept = {leaf.name for leaf in self.leaves} & set(names)
+        groups = []
+        for group in self.groups:
+            around = [leaf.name for leaf in self.leaves if group in (*leaf.source.groups, *leaf.target.groups)]
+            if present := kept.intersection(around):
+                if masked := [name for name in around if name not in kept]:
+                    raise ValueError(
+                        f"group {group.name!r} has the leaves {sorted(present)}, but {masked} are masked or missing: "
+                        "mask all leaves around a group of units, or none."
+                    )
+                groups.append(group)
+        leaves = tuple(leaf for leaf in self.leaves if leaf.name in kept)
+        return ReductionGraph(tuple(groups), leaves, self.outside)
+
+    def describe(self) -> str:
+        """A table of the groups, the leaves that feed and read each, and the counts.
+
+        >>> params = {"hidden": {"kernel": np.ones((3, 4))}, "out": {"kernel": np.ones((4, 2))}}
+        >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+        >>> print(graph.describe())
+        group  units  fed by          read by
+        h          4  hidden/kernel*  out/kernel*
+        4 units, 20 weights, 16 basis paths; * holds the skeleton edges
+        outside the graph: none
+        """
+        feeds, reads = collections.defaultdict(list), collections.defaultdict(list)
+        for leaf in self.leaves:
+            for group in leaf.target.groups:
+                feeds[group.name].append(leaf.name + "*" * (self.in_chain[group.name] is leaf))
+            for group in leaf.source.groups:
+                reads[group.name].append(leaf.name + "*" * (self.out_chain[group.name] is leaf))
+        rows = [("group", "units", "fed by", "read by")]
+        rows += [
+            (group.name, str(group.size), ", ".join(feeds[group.name]), ", ".join(reads[group.name]))
+            for group in self.groups
+        ]
+        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{name:{width[0]}}  {size:>{width[1]}}  {feed:{width[2]}}  {read}" for name, size, feed, read in rows]
+        counts = f"{self.num_units} units, {self.num_weights} weights, {self.num_basis_paths} basis paths"
+        outside = ", ".join(self.outside) or "none"
+        return "\n".join([*lines, f"{counts}; * holds the skeleton edges", f"outside the graph: {outside}"])
+
+
+def _chain(groups: tuple[Group, ...], leaves: tuple[Leaf, ...], near: str, far: str) -> dict[str, Leaf]:
+    """For each group the first leaf whose edges connect every unit to ground or to groups settled before it."""
+    settled: dict[str, Leaf] = {}
+    while len(settled) < len(groups):
+        ready: dict[str, Leaf] = {}
+        # A vector may start a chain only where no kernel can: a unit that a kernel feeds needs no bias to reach it.
+        for candidates in [leaf for leaf in leaves if not leaf.is_vector], leaves:
+            for group in groups:
+                if group.name not in settled:
+                    for leaf in candidates:
+                        if _connects(leaf, getattr(leaf, near), getattr(leaf, far), group, settled):
+                            ready.setdefault(group.name, leaf)
+            if ready:
+                break
+        if not ready:
+            _raise_disconnected([group.name for group in groups if group.name not in settled], leaves, near)
+        settled.update(ready)
+    return settled
+
+
+def _connects(leaf: Leaf, near: UnitMap, far: UnitMap, group: Group, settled: Collection[str]) -> bool:
+    """Whether each unit of the group has an edge in the leaf whose far end is ground or settled."""
+    if group not in near.groups:
+        return False
+    open_end = (far.index == GROUND) | far.lies_in(settled)
+    reached = near.index
+    if set(near.axes) & set(far.axes):
+        rank = len(leaf.shape)
+        both = np.broadcast_arrays(near.along_axes(near.index, rank), far.along_axes(open_end, rank))
+        reached = both[0][both[1]]
+    elif not open_end.any():
+        return False
+    local = np.unique(reached) - near.offsets[group.name]
+    return np.sum((local >= 0) & (local < group.size)) == group.size
+
+
+def _raise_disconnected(names: list[str], leaves: tuple[Leaf, ...], near: str) -> None:
+    flow, remedy = ("into", "feeds") if near == "target" else ("out of", "reads")
+    touched = {group.name for leaf in leaves for group in getattr(leaf, near).groups}
+    for name in names:
+        if name not in touched:
+            raise ValueError(
+                f"nothing flows {flow} group {name!r}: name the leaf that {remedy} its units, or leave the group out."
+            )
+    end = "the inputs" if near == "target" else "the outputs"
+    raise ValueError(
+        f"only cycles connect the groups {names} to {end}: skeleton edges must reach ground without a cycle, "
+        f"so each unit needs a weight that does not flow {flow} the units of those groups themselves."
+    )

@@ -1,0 +1,165 @@
+"""Optax transformations that run in path space."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Int, PyTree
+
+from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
+from .skeleton import Skeleton
+from .trees import leaf_names
+
+
+class PathSpaceState(NamedTuple):
+    """State of `in_path_space`.
+
+    Attributes:
+      inner_state: the state of the inner transformation.
+      limited_units: int32, the number of units whose update ratio was limited in the last update.
+    """
+
+    inner_state: optax.OptState
+    limited_units: Int[Array, ""]
+
+
+def in_path_space(
+    inner: optax.GradientTransformation, skeleton: Skeleton, *, max_ratio: float = DEFAULT_MAX_RATIO
+) -> optax.GradientTransformationExtraArgs:
+    """Run an Optax transformation on basis-path values instead of weights.
+
+    Each update applies the papers' three steps: the inverse chain rule turns the gradient with respect to weights into
+    the one with respect to basis paths, `inner` makes an update of it (with the basis-path values as its `params`), and
+    weight allocation turns that into new weights. Leaves outside the graph get the plain inner transformation, as all
+    leaves do where the graph is empty.
+
+    The update is the difference between new and old weights, so this transformation comes **last** in a chain: learning
+    rate, momentum and weight decay belong into `inner`. What comes before it keeps the invariance only if it keeps
+    sum_in w g = sum_out w g for each unit, as `optax.clip_by_global_norm` does (see `conservation_error`).
+
+    Args:
+      inner: the transformation, with its learning rate.
+      skeleton: from `choose_skeleton`, made from the initial parameters.
+      max_ratio: limit of the factor by which one step changes the skeleton weight of a unit (see `weight_allocation`).
+
+    Returns:
+      A transformation whose update needs `params`; extra arguments are passed to `inner`.
+
+    Raises:
+      ValueError: in `update`, where params are missing, a tree does not match the skeleton's graph, or only some of the
+        leaves around a group of units are masked.
+
+    Source: path space for ReLU RNNs, Algorithm 2.
+
+    >>> from pathspace import ReductionGraph, choose_skeleton
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> optimizer = in_path_space(optax.rmsprop(1e-2), choose_skeleton(graph, params))
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(params, state, params)
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> PathSpaceState:
+        return PathSpaceState(inner.init(params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: PyTree, state: PathSpaceState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, PathSpaceState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        present = _without_masked_groups(skeleton, params)
+        path_grads = inverse_chain_rule(updates, params, present)
+        path_updates, inner_state = inner.update(
+            path_grads, state.inner_state, basis_paths(params, present), **extra_args
+        )
+        new_params, limited_units = allocate(params, path_updates, present, max_ratio)
+        return jax.tree.map(_difference, new_params, params), PathSpaceState(inner_state, limited_units)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def g_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    skeleton: Skeleton,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    *,
+    weight_decay: ArrayLike = 0.0,
+    max_ratio: float = DEFAULT_MAX_RATIO,
+) -> optax.GradientTransformationExtraArgs:
+    """G-SGD: gradient descent on basis-path values, q <- q - learning_rate (dL/dq + weight_decay q).
+
+    Args:
+      learning_rate: a number or a schedule.
+      skeleton: from `choose_skeleton`, made from the initial parameters.
+      momentum: decay of the momentum, as in `optax.sgd`; it accumulates in path space.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: how strongly basis-path values (outside the graph: weights) are drawn to 0, as an L2 penalty.
+      max_ratio: see `in_path_space`.
+
+    Returns:
+      A transformation that comes last in a chain (see `in_path_space`).
+
+    Source: path space for ReLU RNNs, Algorithm 2.
+
+    >>> from pathspace import ReductionGraph, choose_skeleton
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> optimizer = g_sgd(0.1, choose_skeleton(graph, params), momentum=0.9)
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    """
+    inner = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+    )
+    return in_path_space(inner, skeleton, max_ratio=max_ratio)
+
+
+def g_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    skeleton: Skeleton,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    *,
+    weight_decay: ArrayLike = 0.0,
+    max_ratio: float = DEFAULT_MAX_RATIO,
+) -> optax.GradientTransformationExtraArgs:
+    """G-Adam: Adam on basis-path values; with `weight_decay`, AdamW on them.
+
+    Args:
+      learning_rate: a number or a schedule.
+      skeleton: from `choose_skeleton`, made from the initial parameters.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: how strongly basis-path values (outside the graph: weights) are drawn to 0, decoupled.
+      max_ratio: see `in_path_space`.
+
+    Returns:
+      A transformation that comes last in a chain (see `in_path_space`).
+
+    Source: path space for ReLU RNNs, appendix E.
+
+    >>> from pathspace import ReductionGraph, choose_skeleton
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> optimizer = g_adam(1e-3, choose_skeleton(graph, params))
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    """
+    inner = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return in_path_space(inner, skeleton, max_ratio=max_ratio)
+
+
+def _without_masked_groups(skeleton: Skeleton, params: PyTree) -> Skeleton:
+    names = set(leaf_names(params))
+    if all(leaf.name in names for leaf in skeleton.graph.leaves):
+        return skeleton
+    return skeleton.restricted_to(names)
+
+
+def _difference(new: Array, old: Array) -> Array:
+    largest = jnp.finfo(old.dtype).max if jnp.issubdtype(old.dtype, jnp.floating) else None
+    return new - old if largest is None else jnp.clip(new - old, -largest, largest)

@@ -1,0 +1,204 @@
+"""Node-wise rescaling: apply it, draw it, balance by it, and check that a gradient respects it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree, UInt32
+
+from .graph import Leaf, ReductionGraph
+from .trees import named_leaves, replace_leaves
+
+Units = dict[str, Float[Array, " _"]]
+
+
+def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[ArrayLike, " _"]]) -> PyTree:
+    """Multiply what flows into each unit by its scale and divide what flows out of it: w_e c_t(e) / c_s(e).
+
+    A positively homogeneous network computes the same function afterwards.
+
+    Args:
+      params: the parameters; leaves outside the graph are returned as they are.
+      graph: the reduction graph.
+      scales: positive numbers, `{group: (units,)}`; units of groups not named keep their scale.
+
+    Returns:
+      A tree of the same type, shapes and dtypes.
+
+    Raises:
+      ValueError: an unknown group, or not one scale for each of its units.
+
+    Source: path space for ReLU RNNs, section 3.1.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> rescale(params, graph, {"h": jnp.array([2.0, 4.0])})["out"]["kernel"].tolist()
+    [[0.5], [0.25]]
+    """
+    sizes = {group.name: group.size for group in graph.groups}
+    for name, scale in scales.items():
+        if name not in sizes:
+            raise ValueError(f"scales name the group {name!r}, but the graph has only {list(sizes)}.")
+        if jnp.shape(scale) != (sizes[name],):
+            raise ValueError(
+                f"the scales of group {name!r} have shape {jnp.shape(scale)}, expected ({sizes[name]},): one a unit."
+            )
+    weights = graph.weights(params)
+    factors = {name: jnp.asarray(scale) for name, scale in scales.items()}
+    return _like(params, {leaf.name: weights[leaf.name] * _factor(leaf, factors) for leaf in graph.leaves})
+
+
+def random_scales(key: Key[Array, ""] | UInt32[Array, "2"], graph: ReductionGraph, sigma: ArrayLike = 1.0) -> Units:
+    """Draw exp(sigma * normal) for each unit: `{group: (units,)}` in the default float dtype.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> random_scales(jax.random.key(0), graph, sigma=2.0)["h"].shape
+    (2,)
+    """
+    keys = jax.random.split(key, len(graph.groups))
+    return {
+        group.name: jnp.exp(sigma * jax.random.normal(key, (group.size,)))
+        for group, key in zip(graph.groups, keys, strict=True)
+    }
+
+
+def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) -> PyTree:
+    """The equivalent parameters with the least sum of squares.
+
+    There the squared norms of the incoming and outgoing weights of each unit agree, a weight from a unit to itself
+    aside. They are unique, so equivalent parameters have the same balanced representative. The sum of squares is
+    convex in the logarithms of the scales; each sweep moves one group after the other to its minimum, until
+    incoming and outgoing norms agree to a few units of rounding. Derivatives are those of the minimum (implicit
+    function theorem), not of the sweeps. A unit with nothing but zeros on one side keeps its scale.
+
+    Args:
+      params: the parameters; leaves outside the graph are returned as they are.
+      graph: the reduction graph.
+      max_sweeps: how many sweeps at the most.
+
+    Returns:
+      A tree of the same type, shapes and dtypes.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.full((1, 1), 8.0)}, "out": {"kernel": jnp.full((1, 1), 2.0)}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> balance(params, graph)["hidden"]["kernel"].round(4).tolist()
+    [[4.0]]
+    """
+    if not graph.groups:
+        return params
+    weights = graph.weights(params)
+    squares = {leaf.name: _squares_between_units(leaf, weights[leaf.name]) for leaf in graph.leaves}
+    dtype = jnp.result_type(*weights.values())
+    tolerance = 16 * jnp.finfo(dtype).eps
+
+    def norms(log_scales: Units, names: Sequence[str]) -> tuple[Units, Units]:
+        scales = {name: jnp.exp(2 * value) for name, value in log_scales.items()}
+        flow_in = {name: jnp.zeros_like(log_scales[name]) for name in names}
+        flow_out = dict(flow_in)
+        for leaf in graph.leaves:
+            ends = {group.name for group in (*leaf.source.groups, *leaf.target.groups)}
+            if ends.intersection(names):
+                flow = squares[leaf.name] * _factor(leaf, scales)
+                add_units(flow_in, leaf.target.collect(flow))
+                add_units(flow_out, leaf.source.collect(flow))
+        return {name: flow_in[name] for name in names}, {name: flow_out[name] for name in names}
+
+    names = [group.name for group in graph.groups]
+    start = {group.name: jnp.zeros(group.size, dtype) for group in graph.groups}
+    flow_in, flow_out = norms(start, names)
+    live = {name: (flow_in[name] > 0) & (flow_out[name] > 0) for name in names}
+
+    # Units of one group that feed each other must not all take the whole step at once: two of them would overshoot.
+    step = dict.fromkeys(names, 1 / 4)
+    step |= {group.name: 1 / 8 for leaf in graph.leaves for group in leaf.source.groups if group in leaf.target.groups}
+
+    def imbalance(log_scales: Units) -> Units:
+        flow_in, flow_out = norms({name: jnp.where(live[name], log_scales[name], 0) for name in names}, names)
+        return {name: jnp.where(live[name], flow_in[name] - flow_out[name], log_scales[name]) for name in names}
+
+    def sweep(state: tuple[Units, Array, Array]) -> tuple[Units, Array, Array]:
+        log_scales, _, count = state
+        largest = jnp.zeros((), dtype)
+        for group in graph.groups:
+            (flow_in,), (flow_out,) = (side.values() for side in norms(log_scales, [group.name]))
+            ratio = jnp.where(live[group.name], flow_out / flow_in, 1)
+            move = step[group.name] * jnp.log(ratio)
+            log_scales = log_scales | {group.name: log_scales[group.name] + move}
+            largest = jnp.maximum(largest, jnp.max(jnp.abs(move), initial=0))
+        return log_scales, largest, count + 1
+
+    def sweep_to_minimum(_: Callable[[Units], Units], log_scales: Units) -> Units:
+        before = (log_scales, jnp.array(jnp.inf, dtype), jnp.zeros((), jnp.int32))
+        return jax.lax.while_loop(lambda state: (state[1] > tolerance) & (state[2] < max_sweeps), sweep, before)[0]
+
+    def solve_linearised(linear: Callable[[Units], Units], target: Units) -> Units:
+        return jax.scipy.sparse.linalg.cg(linear, target, tol=tolerance)[0]
+
+    log_scales = jax.lax.custom_root(imbalance, start, sweep_to_minimum, solve_linearised)
+    return rescale(params, graph, {name: jnp.exp(value) for name, value in log_scales.items()})
+
+
+def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> dict[str, Float[Array, ""]]:
+    """How far a gradient is from conserving sum_in w g = sum_out w g, for each group.
+
+    The gradient of a function that node-wise rescaling leaves unchanged conserves exactly; a transformation that
+    comes before the path-space optimiser keeps the invariance only if its output still does (clipping by the global
+    norm does, clipping by value does not).
+
+    Returns:
+      `{group: |in - out| / (|in| + |out|)}` with Euclidean norms over the units, between 0 and 1; 0 for zero gradients.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> grads = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.zeros((2, 1))}}
+    >>> float(conservation_error(grads, params, graph)["h"])
+    1.0
+    """
+    weights, grad_weights = graph.weights(params), graph.weights(grads)
+    flow_in: Units = {}
+    flow_out: Units = {}
+    for leaf in graph.leaves:
+        flow = weights[leaf.name] * grad_weights[leaf.name]
+        add_units(flow_in, leaf.target.collect(flow))
+        add_units(flow_out, leaf.source.collect(flow))
+    errors = {}
+    for group in graph.groups:
+        a, b = flow_in[group.name], flow_out[group.name]
+        total = jnp.linalg.norm(a) + jnp.linalg.norm(b)
+        errors[group.name] = jnp.where(total > 0, jnp.linalg.norm(a - b) / jnp.where(total > 0, total, 1), 0)
+    return errors
+
+
+def _factor(leaf: Leaf, scales: Mapping[str, Array]) -> Array:
+    rank = len(leaf.shape)
+    return leaf.target.spread(scales, rank, 1) / leaf.source.spread(scales, rank, 1)
+
+
+def _squares_between_units(leaf: Leaf, weights: Array) -> Array:
+    """w^2, without the weights from a unit to itself: rescaling does not change them."""
+    rank = len(leaf.shape)
+    offsets = leaf.source.offsets
+    units = {
+        group.name: offsets[group.name] + jnp.arange(group.size)
+        for group in leaf.source.groups
+        if group in leaf.target.groups
+    }
+    if not units:
+        return weights**2
+    from_itself = leaf.source.spread(units, rank, -1) == leaf.target.spread(units, rank, -2)
+    return jnp.where(from_itself, 0, weights**2)
+
+
+def add_units(sums: Units, terms: Units) -> None:
+    for name, term in terms.items():
+        sums[name] = sums[name] + term if name in sums else term
+
+
+def _like(params: PyTree, weights: Mapping[str, Array]) -> PyTree:
+    leaves = named_leaves(params)
+    return replace_leaves(params, {name: value.astype(leaves[name].dtype) for name, value in weights.items()})

@@ -1,0 +1,224 @@
+"""The skeleton: one incoming and one outgoing edge per unit, and the reference values that paths are measured in."""
+
+import dataclasses
+import functools
+from collections.abc import Collection
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from .graph import Leaf, ReductionGraph
+from .rescaling import Units, balance
+from .trees import named_leaves, replace_leaves
+from .units import GROUND, UnitMap
+
+_LAST = jnp.iinfo(jnp.int32).max
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["in_edges", "out_edges", "in_reference", "out_reference"],
+    meta_fields=["graph"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """The chosen in-skeleton and out-skeleton edge of each unit, with reference values (path space, section 4).
+
+    Following in-skeleton edges backwards, and out-skeleton edges forwards, reaches ground without a cycle. The products
+    of weights along them are A(v) and B(v); coordinates measure them relative to the products A_ref(v) and B_ref(v)
+    of the reference values.
+
+    Attributes:
+      graph: the reduction graph (static).
+      in_edges: `{group: (units,)}`, int32: the position of I(v) in the flattened leaf `graph.in_chain[group]`; -1 for
+        a unit without a skeleton, treated as ground.
+      out_edges: the same for O(v) in `graph.out_chain[group]`.
+      in_reference: `{group: (units,)}`: the weight of I(v) at the reference point, or 1.
+      out_reference: the same for O(v).
+    """
+
+    graph: ReductionGraph
+    in_edges: Units
+    out_edges: Units
+    in_reference: Units
+    out_reference: Units
+
+    def restricted_to(self, names: Collection[str]) -> "Skeleton":
+        """The skeleton of `graph.restricted_to(names)`: for trees in which whole groups are masked out."""
+        graph = self.graph.restricted_to(names)
+        kept = [group.name for group in graph.groups]
+        parts = (self.in_edges, self.out_edges, self.in_reference, self.out_reference)
+        in_edges, out_edges, in_reference, out_reference = ({name: part[name] for name in kept} for part in parts)
+        return Skeleton(
+            graph=graph,
+            in_edges=in_edges,
+            out_edges=out_edges,
+            in_reference=in_reference,
+            out_reference=out_reference,
+        )
+
+
+def choose_skeleton(
+    graph: ReductionGraph,
+    params: PyTree,
+    *,
+    method: Literal["largest", "cyclic"] = "largest",
+    reference: Literal["balanced", "initial"] | None = "balanced",
+) -> Skeleton:
+    """Choose the skeleton edges and the reference values at a point of weight space.
+
+    Each group takes its edges from one leaf, fixed by the graph: the nearest to the inputs (in-skeleton) or to the
+    outputs (out-skeleton), kernels before vectors. Recurrent weights are never skeleton edges, nor is a bias where a
+    kernel feeds the unit. A unit whose skeleton weight is exactly 0 at the reference point has no coordinates there:
+    it is left out, and its weights are trained as they are.
+
+    Args:
+      graph: the reduction graph.
+      params: the parameters.
+      method: `"largest"` takes the edge of largest magnitude at the reference point; `"cyclic"`, the papers' choice,
+        takes edge j mod n for unit j of n possible ones, at the centre tap of a convolution kernel.
+      reference: `"balanced"` chooses at the balanced representative of `params` (see `balance`), so that the skeleton
+        and with it the whole optimiser depends on the network's function alone; `"initial"` at `params` themselves;
+        `None` also picks edges at `params`, and makes the reference values 1: coordinates are then the raw path values
+        of the papers.
+
+    Returns:
+      The skeleton, a pytree; arrays in it are int32, and float32 or the parameters' dtype if wider.
+
+    Raises:
+      ValueError: an unknown method or reference; a tree that does not match the graph.
+
+    Source: path space for ReLU RNNs, Algorithm 1 and the skeleton method of section 4.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.array([[3.0, -8.0]])}, "out": {"kernel": jnp.array([[1.0], [2.0]])}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> skeleton = choose_skeleton(graph, params, reference="initial")
+    >>> skeleton.in_reference["h"].tolist(), skeleton.out_reference["h"].tolist()
+    ([3.0, -8.0], [1.0, 2.0])
+    """
+    if method not in ("largest", "cyclic"):
+        raise ValueError(f"method is 'largest' or 'cyclic', got {method!r}.")
+    if reference not in ("balanced", "initial", None):
+        raise ValueError(f"reference is 'balanced', 'initial' or None, got {reference!r}.")
+    weights = graph.weights(balance(params, graph) if reference == "balanced" else params)
+
+    def choose(chain: dict[str, Leaf], near: str, far: str) -> tuple[Units, Units]:
+        edges: Units = {}
+        values: Units = {}
+        for name, leaf in chain.items():
+            ends = getattr(leaf, near), getattr(leaf, far)
+            chosen = _choose_in_leaf(leaf, *ends, name, edges.keys(), weights[leaf.name], method)
+            mask = edge_mask(leaf, ends[0], {name: chosen})
+            value = ends[0].collect(jnp.where(mask, weights[leaf.name], 0))[name]
+            if reference is None:
+                edges[name], values[name] = chosen, jnp.ones_like(value)
+            else:
+                edges[name], values[name] = jnp.where(value == 0, -1, chosen), jnp.where(value == 0, 1, value)
+        return edges, values
+
+    in_edges, in_reference = choose(graph.in_chain, "target", "source")
+    out_edges, out_reference = choose(graph.out_chain, "source", "target")
+    return Skeleton(
+        graph=graph,
+        in_edges=in_edges,
+        out_edges=out_edges,
+        in_reference=in_reference,
+        out_reference=out_reference,
+    )
+
+
+def skeleton_masks(skeleton: Skeleton, params: PyTree) -> PyTree[Bool[Array, "..."]]:
+    """The papers' mask matrices: a tree like `params` of booleans, true on skeleton edges.
+
+    Source: path space for ReLU RNNs, Algorithm 1.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.ones((2, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> skeleton_masks(choose_skeleton(graph, params, method="cyclic"), params)["hidden"]["kernel"].tolist()
+    [[True, False], [False, True]]
+    """
+    skeleton.graph.weights(params)
+    masks = {name: jnp.zeros(jnp.shape(leaf), bool) for name, leaf in named_leaves(params).items()}
+    for leaf in skeleton.graph.leaves:
+        masks[leaf.name] = in_mask(skeleton, leaf, skeleton.in_edges) | out_mask(skeleton, leaf, skeleton.out_edges)
+    return replace_leaves(params, masks)
+
+
+def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
+    """The papers' initialisation: all skeleton weights set to 1. This changes the function that the network computes.
+
+    To be used with a skeleton chosen with `reference=None`.
+
+    Source: path space for ReLU RNNs, section 4 (Algorithm 2 divides by skeleton weights of 1).
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.full((2, 2), 0.5)}, "out": {"kernel": jnp.full((2, 1), 0.5)}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> skeleton = choose_skeleton(graph, params, method="cyclic", reference=None)
+    >>> with_unit_skeleton(params, skeleton)["hidden"]["kernel"].tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
+    masks = skeleton_masks(skeleton, params)
+    return jax.tree.map(lambda leaf, mask: jnp.where(mask, jnp.ones_like(leaf), leaf), params, masks)
+
+
+def edge_mask(leaf: Leaf, near: UnitMap, edges: Units) -> Array:
+    """True at the entry that each unit of the given groups has chosen in the leaf.
+
+    A comparison with an iota: XLA fuses it into what reads it, and it shards, where an index would gather.
+    """
+    return _positions(leaf) == near.spread(edges, len(leaf.shape), -1)
+
+
+def in_mask(skeleton: Skeleton, leaf: Leaf, edges: Units) -> Array:
+    """Where the leaf holds in-skeleton edges."""
+    chain = skeleton.graph.in_chain
+    return edge_mask(leaf, leaf.target, {name: edges[name] for name in edges if chain[name] is leaf})
+
+
+def out_mask(skeleton: Skeleton, leaf: Leaf, edges: Units) -> Array:
+    """Where the leaf holds out-skeleton edges."""
+    chain = skeleton.graph.out_chain
+    return edge_mask(leaf, leaf.source, {name: edges[name] for name in edges if chain[name] is leaf})
+
+
+def _positions(leaf: Leaf) -> Array:
+    """The position of each entry in the flattened leaf."""
+    positions = jnp.zeros(leaf.shape, jnp.int32)
+    for axis, size in enumerate(leaf.shape):
+        positions = positions * size + jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis)
+    return positions
+
+
+def _choose_in_leaf(
+    leaf: Leaf, near: UnitMap, far: UnitMap, name: str, settled: Collection[str], weights: Array, method: str
+) -> Array:
+    """For each unit of the group the best-scored edge to ground or to a settled group; of several the first."""
+    rank = len(leaf.shape)
+    possible = far.along_axes((far.index == GROUND) | far.lies_in(settled), rank)
+    score = jnp.abs(weights) if method == "largest" else _cyclic_score(leaf, near, far, name)
+    score = jnp.where(possible, score, -1)
+    best = near.collect(score, "max")[name]
+    at_best = score == near.spread({name: best}, rank, -2)
+    return near.collect(jnp.where(at_best, _positions(leaf), _LAST), "min")[name]
+
+
+def _cyclic_score(leaf: Leaf, near: UnitMap, far: UnitMap, name: str) -> Array:
+    """Highest at far position j mod n for unit j, at the centre tap; -1 at all other taps."""
+    rank = len(leaf.shape)
+    far_position, num_positions, centre = np.zeros((1,) * rank, int), 1, np.ones((1,) * rank, bool)
+    for axis in set(range(rank)) - set(near.axes):
+        size = leaf.shape[axis]
+        along = np.arange(size).reshape([size if i == axis else 1 for i in range(rank)])
+        if axis in far.axes:
+            far_position, num_positions = far_position * size + along, num_positions * size
+        else:
+            centre = centre & (along == size // 2)
+    unit = near.along_axes(near.index - near.offsets[name], rank)
+    cyclic = num_positions - jnp.mod(jnp.asarray(far_position) - unit, num_positions)
+    return jnp.where(centre, jnp.broadcast_to(cyclic, leaf.shape), -1)
