@@ -12,15 +12,17 @@ A unit with a skeleton weight of 0 has no coordinates there and is treated as gr
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf
 from .rescaling import Units, add_units
-from .skeleton import Skeleton, edge_mask, in_mask, out_mask
+from .skeleton import Edges, Skeleton, edge_mask, in_mask, out_mask
 from .trees import named_leaves, replace_leaves
 from .units import UnitMap
 
 DEFAULT_MAX_RATIO = 2.0
+
+Flags = dict[str, Bool[Array, " _"]]
 
 
 class _Chart(NamedTuple):
@@ -28,8 +30,8 @@ class _Chart(NamedTuple):
 
     a: Units
     b: Units
-    shared: Units  # whether I(v) is an out-skeleton edge as well
-    on_chart: Units
+    shared: Flags  # whether I(v) is an out-skeleton edge as well
+    on_chart: Flags
     special: dict[str, Array]  # the mask of I(v) outside O, whose basis path is the all-skeleton path
     through: dict[str, Array]  # the mask of I(v) inside O
     gauge: dict[str, Array]  # the mask of O
@@ -130,7 +132,9 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
         sum_through = leaf.target.spread(sums, w.ndim, 0)
         special = chart.special[leaf.name]
         grad_path = (grad - jnp.where(special, sum_through / jnp.where(special, w, 1), 0)) / chart.measures[leaf.name]
-        grad_paths[leaf.name] = jnp.where(chart.gauge[leaf.name], 0, grad_path)
+        # Sums that overflow to both sides leave no number.
+        undefined = chart.gauge[leaf.name] | jnp.isnan(grad_path)
+        grad_paths[leaf.name] = jnp.where(undefined, 0, grad_path)
     return _in_tree(grads, grad_paths, grad_weights)
 
 
@@ -185,9 +189,9 @@ def allocate(
     for name, leaf in graph.in_chain.items():
         update = leaf.target.collect(jnp.where(chart.special[leaf.name], updates[leaf.name], 0))[name]
         raw = 1 + update / (chart.a[name] * chart.b[name])
-        ratio = jnp.clip(raw, 1 / max_ratio, max_ratio)
+        ratio = jnp.where(jnp.isnan(raw), 1, jnp.clip(raw, 1 / max_ratio, max_ratio))
         free = chart.on_chart[name] & ~chart.shared[name]
-        limited += jnp.sum(free & (ratio != raw))
+        limited += jnp.sum(free & (ratio != raw), dtype=jnp.int32)
         before = _at_far_end(ratios, chart.through[leaf.name], leaf.target, leaf.source)[name]
         ratios[name] = jnp.where(chart.shared[name], before, jnp.where(chart.on_chart[name], ratio, 1))
     allocated = {}
@@ -230,7 +234,7 @@ def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths:
         after = _at_far_end(b, gauge[leaf.name], leaf.source, leaf.target)[name]
         b[name] = jnp.where(on_chart[name], _bounded(after * out_values[name] / skeleton.out_reference[name]), 1)
     a: Units = {}
-    shared: Units = {}
+    shared: Flags = {}
     for name, leaf in graph.in_chain.items():
         in_skeleton = special[leaf.name] | through[leaf.name]
         before = _at_far_end(a, in_skeleton, leaf.target, leaf.source)[name]
@@ -245,11 +249,11 @@ def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths:
         rank = len(leaf.shape)
         reference = leaf.target.spread(skeleton.in_reference, rank, 1)
         measure = leaf.source.spread(a, rank, 1) * leaf.target.spread(b, rank, 1)
-        measures[leaf.name] = measure / jnp.where(special[leaf.name], reference, 1)
+        measures[leaf.name] = _bounded(measure / jnp.where(special[leaf.name], reference, 1), power=1.0)
     return _Chart(a, b, shared, on_chart, special, through, gauge, measures)
 
 
-def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edges: Units) -> Units:
+def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edges: Edges) -> Units:
     """The entry at each unit's skeleton edge; 0 for a unit that has none."""
     found = {}
     for name, leaf in chain.items():
@@ -259,7 +263,7 @@ def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edge
     return found
 
 
-def _at_far_end(values: Units, mask: Array, near: UnitMap, far: UnitMap) -> Units:
+def _at_far_end(values: Units, mask: Array, near: UnitMap, far: UnitMap) -> dict[str, Array]:
     """For each unit at the near end the value of the unit, or the 1 of ground, at the far end of its masked edge."""
     return near.collect(jnp.where(mask, far.spread(values, mask.ndim, 1), 0))
 
@@ -276,20 +280,20 @@ def _sums_through(weights: dict[str, Array], grads: dict[str, Array], chart: _Ch
     return sums
 
 
-def _bounded(gauge: Array) -> Array:
-    """Products of gauges must stay finite and nonzero, whatever the weights."""
+def _bounded(gauge: Array, power: float = 0.5) -> Array:
+    """Finite and nonzero, whatever the weights; at power 1/2 so is the product of two."""
     info = jnp.finfo(gauge.dtype)
-    size = jnp.clip(jnp.abs(gauge), jnp.sqrt(info.tiny), jnp.sqrt(info.max))
+    size = jnp.clip(jnp.abs(gauge), info.tiny**power, info.max**power)
     return jnp.where(gauge < 0, -size, size)
 
 
 def _in_tree(tree: PyTree, values: dict[str, Array], inputs: dict[str, Array]) -> PyTree:
-    """The values in the tree's dtypes: what overflows, where the input was finite, is saturated."""
+    """The values in the tree's dtypes, saturated; where the input was not finite it is handed on."""
     leaves = named_leaves(tree)
     fitted = {}
     for name, value in values.items():
         dtype = jnp.asarray(leaves[name]).dtype
         largest = jnp.finfo(dtype).max.astype(value.dtype)
         saturated = jnp.clip(value, -largest, largest)
-        fitted[name] = jnp.where(jnp.isfinite(inputs[name]), saturated, value).astype(dtype)
+        fitted[name] = jnp.where(jnp.isfinite(inputs[name]), saturated, inputs[name]).astype(dtype)
     return replace_leaves(tree, fitted)

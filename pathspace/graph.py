@@ -30,7 +30,7 @@ class Leaf:
 
     def grounded(self, end: UnitMap) -> np.ndarray:
         """Where along its axes one end of the edges is ground, in a shape that broadcasts against the leaf."""
-        return end.along_axes(end.index == GROUND, len(self.shape))
+        return end.along_axes(np.asarray(end.index == GROUND), len(self.shape))
 
     @functools.cached_property
     def num_edges(self) -> int:
@@ -242,7 +242,7 @@ def _chain(groups: tuple[Group, ...], leaves: tuple[Leaf, ...], near: str, far: 
             if ready:
                 break
         if not ready:
-            _raise_disconnected([group.name for group in groups if group.name not in settled], leaves, near)
+            _raise_disconnected([group for group in groups if group.name not in settled], leaves, near)
         settled.update(ready)
     return settled
 
@@ -251,7 +251,7 @@ def _connects(leaf: Leaf, near: UnitMap, far: UnitMap, group: Group, settled: Co
     """Whether each unit of the group has an edge in the leaf whose far end is ground or settled."""
     if group not in near.groups:
         return False
-    open_end = (far.index == GROUND) | far.lies_in(settled)
+    open_end = np.asarray((far.index == GROUND) | far.lies_in(settled))
     reached = near.index
     if set(near.axes) & set(far.axes):
         rank = len(leaf.shape)
@@ -260,19 +260,25 @@ def _connects(leaf: Leaf, near: UnitMap, far: UnitMap, group: Group, settled: Co
     elif not open_end.any():
         return False
     local = np.unique(reached) - near.offsets[group.name]
-    return np.sum((local >= 0) & (local < group.size)) == group.size
+    return int(np.sum((local >= 0) & (local < group.size))) == group.size
 
 
-def _raise_disconnected(names: list[str], leaves: tuple[Leaf, ...], near: str) -> None:
+def _raise_disconnected(groups: list[Group], leaves: tuple[Leaf, ...], near: str) -> None:
     flow, remedy = ("into", "feeds") if near == "target" else ("out of", "reads")
-    touched = {group.name for leaf in leaves for group in getattr(leaf, near).groups}
-    for name in names:
-        if name not in touched:
+    for group in groups:
+        touched: set[int] = set()
+        for end in (getattr(leaf, near) for leaf in leaves):
+            if group in end.groups:
+                touched |= set((end.index.ravel() - end.offsets[group.name]).tolist())
+        missing = group.size - len(touched & set(range(group.size)))
+        if missing:
+            units = "" if missing == group.size else f"{missing} of the {group.size} units of "
             raise ValueError(
-                f"nothing flows {flow} group {name!r}: name the leaf that {remedy} its units, or leave the group out."
+                f"nothing flows {flow} {units}group {group.name!r}: name the leaf that {remedy} its units, "
+                "or leave the group out."
             )
     end = "the inputs" if near == "target" else "the outputs"
     raise ValueError(
-        f"only cycles connect the groups {names} to {end}: skeleton edges must reach ground without a cycle, "
-        f"so each unit needs a weight that does not flow {flow} the units of those groups themselves."
+        f"only cycles connect the groups {[group.name for group in groups]} to {end}: skeleton edges must reach ground "
+        f"without a cycle, so each unit needs a weight that does not flow {flow} the units of those groups themselves."
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree
+from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
 
 from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
 from .skeleton import Skeleton
@@ -68,12 +69,13 @@ def in_path_space(
         updates: PyTree, state: PathSpaceState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PathSpaceState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(NO_PARAMS_MSG)
         present = _without_masked_groups(skeleton, params)
         path_grads = inverse_chain_rule(updates, params, present)
         path_updates, inner_state = inner.update(
             path_grads, state.inner_state, basis_paths(params, present), **extra_args
         )
+        path_updates = jax.tree.map(_finite_where, path_updates, path_grads)
         new_params, limited_units = allocate(params, path_updates, present, max_ratio)
         return jax.tree.map(_difference, new_params, params), PathSpaceState(inner_state, limited_units)
 
@@ -83,7 +85,7 @@ def in_path_space(
 def g_sgd(
     learning_rate: optax.ScalarOrSchedule,
     skeleton: Skeleton,
-    momentum: float | None = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     *,
     weight_decay: ArrayLike = 0.0,
@@ -160,6 +162,17 @@ def _without_masked_groups(skeleton: Skeleton, params: PyTree) -> Skeleton:
     return skeleton.restricted_to(names)
 
 
+def _finite_where(update: Array, grad: Array) -> Array:
+    """Saturate what overflowed in the inner transformation; what came in non-finite stays so, for others to see."""
+    if not jnp.issubdtype(update.dtype, jnp.floating):
+        return update
+    return jnp.where(jnp.isfinite(grad), jnp.nan_to_num(update), update)
+
+
 def _difference(new: Array, old: Array) -> Array:
-    largest = jnp.finfo(old.dtype).max if jnp.issubdtype(old.dtype, jnp.floating) else None
-    return new - old if largest is None else jnp.clip(new - old, -largest, largest)
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+        return new - old
+    info = jnp.finfo(old.dtype)
+    # A few units of rounding inside the range, so that adding the difference to the old weight does not leave it.
+    inside = (info.max * (1 - 8 * info.eps)).astype(old.dtype)
+    return jnp.clip(jnp.clip(new, -inside, inside) - old, -info.max, info.max)

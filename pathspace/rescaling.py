@@ -1,6 +1,8 @@
 """Node-wise rescaling: apply it, draw it, balance by it, and check that a gradient respects it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +73,8 @@ def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) ->
     There the squared norms of the incoming and outgoing weights of each unit agree, a weight from a unit to itself
     aside. They are unique, so equivalent parameters have the same balanced representative. The sum of squares is
     convex in the logarithms of the scales; each sweep moves one group after the other to its minimum, until
-    incoming and outgoing norms agree to a few units of rounding. Derivatives are those of the minimum (implicit
-    function theorem), not of the sweeps. A unit with nothing but zeros on one side keeps its scale.
+    incoming and outgoing norms agree to a few units of rounding. Gradients (reverse mode) are those of the minimum, by
+    the implicit function theorem, not of the sweeps. A unit with nothing but zeros on one side keeps its scale.
 
     Args:
       params: the parameters; leaves outside the graph are returned as they are.
@@ -92,54 +94,91 @@ def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) ->
         return params
     weights = graph.weights(params)
     squares = {leaf.name: _squares_between_units(leaf, weights[leaf.name]) for leaf in graph.leaves}
-    dtype = jnp.result_type(*weights.values())
-    tolerance = 16 * jnp.finfo(dtype).eps
+    log_scales = _log_balancing_scales(graph, max_sweeps, squares)
+    return rescale(params, graph, {name: jnp.exp(value) for name, value in log_scales.items()})
 
-    def norms(log_scales: Units, names: Sequence[str]) -> tuple[Units, Units]:
-        scales = {name: jnp.exp(2 * value) for name, value in log_scales.items()}
-        flow_in = {name: jnp.zeros_like(log_scales[name]) for name in names}
-        flow_out = dict(flow_in)
-        for leaf in graph.leaves:
-            ends = {group.name for group in (*leaf.source.groups, *leaf.target.groups)}
-            if ends.intersection(names):
-                flow = squares[leaf.name] * _factor(leaf, scales)
-                add_units(flow_in, leaf.target.collect(flow))
-                add_units(flow_out, leaf.source.collect(flow))
-        return {name: flow_in[name] for name in names}, {name: flow_out[name] for name in names}
 
-    names = [group.name for group in graph.groups]
-    start = {group.name: jnp.zeros(group.size, dtype) for group in graph.groups}
-    flow_in, flow_out = norms(start, names)
-    live = {name: (flow_in[name] > 0) & (flow_out[name] > 0) for name in names}
-
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_balancing_scales(graph: ReductionGraph, max_sweeps: int, squares: dict[str, Array]) -> Units:
     # Units of one group that feed each other must not all take the whole step at once: two of them would overshoot.
-    step = dict.fromkeys(names, 1 / 4)
-    step |= {group.name: 1 / 8 for leaf in graph.leaves for group in leaf.source.groups if group in leaf.target.groups}
-
-    def imbalance(log_scales: Units) -> Units:
-        flow_in, flow_out = norms({name: jnp.where(live[name], log_scales[name], 0) for name in names}, names)
-        return {name: jnp.where(live[name], flow_in[name] - flow_out[name], log_scales[name]) for name in names}
+    coupled = {group.name for leaf in graph.leaves for group in leaf.source.groups if group in leaf.target.groups}
+    start = _no_scales(graph, squares)
+    dtype = jnp.result_type(*squares.values())
+    live = _live(graph, squares)
 
     def sweep(state: tuple[Units, Array, Array]) -> tuple[Units, Array, Array]:
         log_scales, _, count = state
         largest = jnp.zeros((), dtype)
         for group in graph.groups:
-            (flow_in,), (flow_out,) = (side.values() for side in norms(log_scales, [group.name]))
-            ratio = jnp.where(live[group.name], flow_out / flow_in, 1)
-            move = step[group.name] * jnp.log(ratio)
+            flow_in, flow_out = _flows(graph, squares, log_scales, [group.name])
+            ratio = jnp.where(live[group.name], flow_out[group.name] / flow_in[group.name], 1)
+            move = jnp.log(ratio) / (8 if group.name in coupled else 4)
             log_scales = log_scales | {group.name: log_scales[group.name] + move}
             largest = jnp.maximum(largest, jnp.max(jnp.abs(move), initial=0))
         return log_scales, largest, count + 1
 
-    def sweep_to_minimum(_: Callable[[Units], Units], log_scales: Units) -> Units:
-        before = (log_scales, jnp.array(jnp.inf, dtype), jnp.zeros((), jnp.int32))
-        return jax.lax.while_loop(lambda state: (state[1] > tolerance) & (state[2] < max_sweeps), sweep, before)[0]
+    tolerance = 16 * jnp.finfo(dtype).eps
+    before = (start, jnp.array(jnp.inf, dtype), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda state: (state[1] > tolerance) & (state[2] < max_sweeps), sweep, before)[0]
 
-    def solve_linearised(linear: Callable[[Units], Units], target: Units) -> Units:
-        return jax.scipy.sparse.linalg.cg(linear, target, tol=tolerance)[0]
 
-    log_scales = jax.lax.custom_root(imbalance, start, sweep_to_minimum, solve_linearised)
-    return rescale(params, graph, {name: jnp.exp(value) for name, value in log_scales.items()})
+def _balanced(graph: ReductionGraph, max_sweeps: int, squares: dict[str, Array]) -> tuple[Units, Any]:
+    log_scales = _log_balancing_scales(graph, max_sweeps, squares)
+    return log_scales, (squares, log_scales)
+
+
+def _balanced_backward(
+    graph: ReductionGraph, max_sweeps: int, at_minimum: tuple[dict[str, Array], Units], cotangent: Units
+) -> tuple[dict[str, Array]]:
+    """Implicit function theorem: at the minimum the imbalance, half the gradient of the sum of squares, stays 0."""
+    squares, log_scales = at_minimum
+    live = _live(graph, squares)
+
+    def imbalance(squares: dict[str, Array], log_scales: Units) -> Units:
+        flow_in, flow_out = _flows(graph, squares, log_scales, list(log_scales))
+        return {name: jnp.where(live[name], flow_in[name] - flow_out[name], 0) for name in log_scales}
+
+    def hessian_product(vector: Units) -> Units:
+        vector = {name: jnp.where(live[name], value, 0) for name, value in vector.items()}
+        product = jax.jvp(functools.partial(imbalance, squares), (log_scales,), (vector,))[1]
+        return {name: jnp.where(live[name], product[name], vector[name]) for name in vector}
+
+    target = {name: jnp.where(live[name], value, 0) for name, value in cotangent.items()}
+    solved, _ = jax.scipy.sparse.linalg.cg(
+        hessian_product, target, tol=jnp.finfo(jnp.result_type(*target.values())).eps
+    )
+    pull = jax.vjp(lambda squares: imbalance(squares, log_scales), squares)[1]
+    return (jax.tree.map(jnp.negative, pull(solved)[0]),)
+
+
+_log_balancing_scales.defvjp(_balanced, _balanced_backward)
+
+
+def _no_scales(graph: ReductionGraph, squares: dict[str, Array]) -> Units:
+    return {group.name: jnp.zeros(group.size, jnp.result_type(*squares.values())) for group in graph.groups}
+
+
+def _live(graph: ReductionGraph, squares: dict[str, Array]) -> dict[str, Array]:
+    """The units with something but zeros on both sides."""
+    start = _no_scales(graph, squares)
+    flow_in, flow_out = _flows(graph, squares, start, list(start))
+    return {name: (flow_in[name] > 0) & (flow_out[name] > 0) for name in start}
+
+
+def _flows(
+    graph: ReductionGraph, squares: dict[str, Array], log_scales: Units, names: Sequence[str]
+) -> tuple[Units, Units]:
+    """The squared norms of the incoming and outgoing weights of the named groups, rescaled."""
+    scales = {name: jnp.exp(2 * value) for name, value in log_scales.items()}
+    flow_in = {name: jnp.zeros_like(log_scales[name]) for name in names}
+    flow_out = dict(flow_in)
+    for leaf in graph.leaves:
+        ends = {group.name for group in (*leaf.source.groups, *leaf.target.groups)}
+        if ends.intersection(names):
+            flow = squares[leaf.name] * _factor(leaf, scales)
+            add_units(flow_in, leaf.target.collect(flow))
+            add_units(flow_out, leaf.source.collect(flow))
+    return flow_in, flow_out
 
 
 def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> dict[str, Float[Array, ""]]:

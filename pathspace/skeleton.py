@@ -3,17 +3,19 @@
 import dataclasses
 import functools
 from collections.abc import Collection
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf, ReductionGraph
 from .rescaling import Units, balance
 from .trees import named_leaves, replace_leaves
 from .units import GROUND, UnitMap
+
+Edges = dict[str, Int[Array, " _"]]
 
 _LAST = jnp.iinfo(jnp.int32).max
 
@@ -40,11 +42,12 @@ class Skeleton:
       out_reference: the same for O(v).
     """
 
+    # Under jax.vmap and in tree operations the arrays have further axes, or are no arrays at all.
     graph: ReductionGraph
-    in_edges: Units
-    out_edges: Units
-    in_reference: Units
-    out_reference: Units
+    in_edges: dict[str, Any]
+    out_edges: dict[str, Any]
+    in_reference: dict[str, Any]
+    out_reference: dict[str, Any]
 
     def restricted_to(self, names: Collection[str]) -> "Skeleton":
         """The skeleton of `graph.restricted_to(names)`: for trees in which whole groups are masked out."""
@@ -65,8 +68,8 @@ def choose_skeleton(
     graph: ReductionGraph,
     params: PyTree,
     *,
-    method: Literal["largest", "cyclic"] = "largest",
-    reference: Literal["balanced", "initial"] | None = "balanced",
+    method: str = "largest",
+    reference: str | None = "balanced",
 ) -> Skeleton:
     """Choose the skeleton edges and the reference values at a point of weight space.
 
@@ -106,8 +109,8 @@ def choose_skeleton(
         raise ValueError(f"reference is 'balanced', 'initial' or None, got {reference!r}.")
     weights = graph.weights(balance(params, graph) if reference == "balanced" else params)
 
-    def choose(chain: dict[str, Leaf], near: str, far: str) -> tuple[Units, Units]:
-        edges: Units = {}
+    def choose(chain: dict[str, Leaf], near: str, far: str) -> tuple[Edges, Units]:
+        edges: Edges = {}
         values: Units = {}
         for name, leaf in chain.items():
             ends = getattr(leaf, near), getattr(leaf, far)
@@ -167,7 +170,7 @@ def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
     return jax.tree.map(lambda leaf, mask: jnp.where(mask, jnp.ones_like(leaf), leaf), params, masks)
 
 
-def edge_mask(leaf: Leaf, near: UnitMap, edges: Units) -> Array:
+def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:
     """True at the entry that each unit of the given groups has chosen in the leaf.
 
     A comparison with an iota: XLA fuses it into what reads it, and it shards, where an index would gather.
@@ -175,13 +178,13 @@ def edge_mask(leaf: Leaf, near: UnitMap, edges: Units) -> Array:
     return _positions(leaf) == near.spread(edges, len(leaf.shape), -1)
 
 
-def in_mask(skeleton: Skeleton, leaf: Leaf, edges: Units) -> Array:
+def in_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
     """Where the leaf holds in-skeleton edges."""
     chain = skeleton.graph.in_chain
     return edge_mask(leaf, leaf.target, {name: edges[name] for name in edges if chain[name] is leaf})
 
 
-def out_mask(skeleton: Skeleton, leaf: Leaf, edges: Units) -> Array:
+def out_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
     """Where the leaf holds out-skeleton edges."""
     chain = skeleton.graph.out_chain
     return edge_mask(leaf, leaf.source, {name: edges[name] for name in edges if chain[name] is leaf})
@@ -200,7 +203,7 @@ def _choose_in_leaf(
 ) -> Array:
     """For each unit of the group the best-scored edge to ground or to a settled group; of several the first."""
     rank = len(leaf.shape)
-    possible = far.along_axes((far.index == GROUND) | far.lies_in(settled), rank)
+    possible = far.along_axes(np.asarray((far.index == GROUND) | far.lies_in(settled)), rank)
     score = jnp.abs(weights) if method == "largest" else _cyclic_score(leaf, near, far, name)
     score = jnp.where(possible, score, -1)
     best = near.collect(score, "max")[name]
@@ -219,6 +222,6 @@ def _cyclic_score(leaf: Leaf, near: UnitMap, far: UnitMap, name: str) -> Array:
             far_position, num_positions = far_position * size + along, num_positions * size
         else:
             centre = centre & (along == size // 2)
-    unit = near.along_axes(near.index - near.offsets[name], rank)
+    unit = near.along_axes(np.asarray(near.index - near.offsets[name]), rank)
     cyclic = num_positions - jnp.mod(jnp.asarray(far_position) - unit, num_positions)
     return jnp.where(centre, jnp.broadcast_to(cyclic, leaf.shape), -1)

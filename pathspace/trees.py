@@ -7,7 +7,7 @@ from typing import Any
 import flax.core.meta
 import jax
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 
 def _is_box(node: Any) -> bool:
@@ -36,12 +36,12 @@ def leaf_names(tree: PyTree) -> list[str]:
     return names
 
 
-def named_leaves(tree: PyTree) -> dict[str, Array]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by canonical name."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def replace_leaves(tree: PyTree, replacements: Mapping[str, Array]) -> PyTree:
+def replace_leaves(tree: PyTree, replacements: Mapping[str, Any]) -> PyTree:
     """The same tree, of the same type, with the named leaves replaced."""
     leaves, treedef = jax.tree.flatten(tree)
     names = leaf_names(tree)

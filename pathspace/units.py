@@ -83,7 +83,7 @@ class UnitMap:
         for group in self.groups:
             start = self.offsets[group.name]
             inside[start : start + group.size] = group.name in names
-        return inside[self.index]
+        return np.asarray(inside[self.index])
 
     def along_axes(self, values: AnyArray, rank: int) -> AnyArray:
         """`values`, of the shape of `index`, in a shape that broadcasts against a leaf of that rank."""

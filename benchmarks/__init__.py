@@ -1,0 +1,1 @@
+"""The experiments that show what path space is good for: `python -m benchmarks --help`."""

@@ -1,0 +1,31 @@
+"""The command line: one subcommand a task, its options the fields of the task's dataclass."""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import tyro
+
+from benchmarks.digits import Digits
+from benchmarks.step_time import StepTime
+
+
+class Task(Protocol):
+    """What a subcommand makes of its options."""
+
+    def run(self) -> None:
+        """Do the task and show the results."""
+
+
+TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "step-time": StepTime}
+
+
+def main() -> None:
+    # Batches of small matrix products run on one core a device: one device a core keeps all of them busy.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    tyro.extras.subcommand_cli_from_dict(TASKS, prog="python -m benchmarks", description=__doc__).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The benchmark on handwritten digits, end to end at toy size, and what its parts promise."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from rich.console import Console
+
+from benchmarks import training
+from benchmarks.data import digit_rows
+from benchmarks.digits import Digits
+from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.results import Run, best_learning_rate, grid_tables, summary_table, write_json_lines
+from benchmarks.sweeps import grid, sweep
+from benchmarks.training import Configuration, Problem
+from pathspace.models import ReluRNN
+
+TOY = {
+    "--hidden": "6",
+    "--epochs": "2",
+    "--seeds": "2",
+    "--batch-size": "256",
+    "--sgd-learning-rates": "0.1 1e6",
+    "--adam-learning-rates": "0.01 0.1",
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Standard output and folder of the command at toy size."""
+    folder = tmp_path_factory.mktemp("digits")
+    options = [word for name, values in TOY.items() for word in (name, *values.split())]
+    command = [sys.executable, "-m", "benchmarks", "digits", *options, "--output", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout, folder
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem(
+        make_model=lambda rngs: ReluRNN(8, (5,), 10, rngs=rngs),
+        data=digit_rows(),
+        batch_size=256,
+        skeleton_method="largest",
+        skeleton_reference="balanced",
+        max_ratio=2.0,
+    )
+
+
+def a_run(**changes):
+    run = Run(
+        optimizer="sgd",
+        learning_rate=0.1,
+        rescale=0.0,
+        seed=0,
+        train_loss=[1.0],
+        validation_error=[0.1],
+        test_error=[0.1],
+    )
+    return dataclasses.replace(run, **changes)
+
+
+def shown(*tables):
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(*tables)
+    return capture.get()
+
+
+def test_command_names_each_optimiser_and_its_files(toy):
+    output, folder = toy
+    for optimizer in OPTIMIZERS.values():
+        assert f"│ {optimizer.label} " in output
+    for name in ("learning_rates.png", "learning_curves.png", "runs.jsonl"):
+        assert str(folder / name) in output
+
+
+def test_lines_hold_configuration_curves_settings_and_environment(toy):
+    _, folder = toy
+    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    keys = [(line["optimizer"], line["learning_rate"], line["rescale"], line["seed"]) for line in lines]
+    assert len(set(keys)) == len(keys) == 4 * 2 * 2 * 2
+    for line in lines:
+        assert len(line["train_loss"]) == len(line["validation_error"]) == len(line["test_error"]) == 2
+        assert set(line["settings"]) == {field.name for field in dataclasses.fields(Digits)}
+        assert line["settings"]["hidden"] == 6
+        assert line["sweep_seconds"] > 0
+        assert line["device"]
+        assert line["versions"].keys() >= {"python", "jax", "optax"}
+    diverged = [line for line in lines if line["optimizer"] == "sgd" and line["learning_rate"] == 1e6]
+    assert {line["outcome"] for line in diverged} == {"diverged"}
+    assert diverged[0]["train_loss"][-1] is None
+
+
+@pytest.mark.parametrize("name", ["learning_rates.png", "learning_curves.png"])
+def test_pictures_show_something(toy, name):
+    _, folder = toy
+    pixels = plt.imread(folder / name)
+    assert min(pixels.shape[:2]) > 400
+    assert pixels.std() > 0.05
+
+
+@pytest.mark.parametrize("task", ["digits", "step-time"])
+def test_help_explains_every_option(task, capsys, monkeypatch):
+    from benchmarks.__main__ import TASKS, main
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks", task, "--help"])
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(SystemExit):
+        main()
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(TASKS[task]):
+        _, _, explanation = text.partition(f"--{field.name.replace('_', '-')} ")
+        before_default, _, _ = explanation.partition("(default:")
+        assert len(before_default.split()) > 5, field.name
+
+
+@pytest.mark.parametrize("changes", [{"seeds": 0}, {"epochs": 0}, {"rescale": ()}, {"optimizers": ("sgd", "sgd")}])
+def test_impossible_options_are_named(changes):
+    with pytest.raises(ValueError, match=f"expected {next(iter(changes))}"):
+        Digits(**changes)
+
+
+def test_batch_larger_than_the_data_is_an_error(problem):
+    with pytest.raises(ValueError, match="1078 training examples, got 2000"):
+        dataclasses.replace(problem, batch_size=2000)
+
+
+def test_split_is_stratified_and_standardised():
+    data = digit_rows()
+    parts = data.train, data.validation, data.test
+    assert [len(part.labels) for part in parts] == [1078, 359, 360]
+    assert data.train.inputs.shape == (1078, 8, 8)
+    assert_allclose([data.train.inputs.mean(), data.train.inputs.std()], [0, 1], atol=1e-5)
+    for part in parts:
+        assert_allclose(np.bincount(part.labels) / len(part.labels), 0.1, atol=0.01)
+
+
+def test_learning_rate_is_chosen_by_validation_error():
+    runs = [
+        a_run(learning_rate=0.1, validation_error=[0.3], test_error=[0.1]),
+        a_run(learning_rate=0.2, validation_error=[0.2], test_error=[0.4]),
+    ]
+    assert best_learning_rate(runs, optimizer="sgd", rescale=0.0) == 0.2
+    assert "40.00" in shown(summary_table(runs, chance_error=0.9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "trained"),
+        ({"validation_error": [0.9], "test_error": [0.9]}, "at chance"),
+        ({"train_loss": [float("nan")], "validation_error": [0.9]}, "diverged"),
+        ({"train_loss": [float("inf")]}, "diverged"),
+    ],
+)
+def test_outcome_is_named_in_table_and_file(changes, outcome, tmp_path):
+    run = a_run(**changes)
+    assert run.outcome(0.9) == outcome
+    assert (outcome in shown(summary_table([run], 0.9), *grid_tables([run], 0.9))) == (outcome != "trained")
+    write_json_lines([run], tmp_path / "runs.jsonl", settings={}, chance_error=0.9, seconds=1.0)
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["outcome"] == outcome
+
+
+def test_mixed_outcomes_are_counted():
+    runs = [a_run(), a_run(seed=1, train_loss=[float("nan")], test_error=[0.9])]
+    table = shown(*grid_tables(runs, 0.9))
+    assert "50.00 ± 40.00" in table
+    assert "1 diverged" in table
+
+
+def test_sweep_equals_its_single_runs(problem):
+    configurations = {name: grid([0.01, 0.05], [0.0, 1.0], seeds=2) for name in ("sgd", "g_adam")}
+    runs, _ = sweep(problem, configurations, epochs=4)
+    assert len(runs) == 16
+    for run in runs[::3]:
+        optimizer = OPTIMIZERS[run.optimizer]
+        single = Configuration(jnp.float32(run.learning_rate), jnp.float32(run.rescale), jnp.int32(run.seed))
+        params, skeleton = training.initial_weights(problem, single)
+        state = training.start(problem, optimizer, single, params, skeleton)
+        _, metrics = jax.jit(functools.partial(training.train, problem, optimizer))(single, state, jnp.arange(4))
+        assert_allclose(run.train_loss, metrics.train_loss, rtol=1e-4)
+        # One example more or less: rounding may tip the balance.
+        assert_allclose(run.test_error, metrics.test_error, atol=1.5 / 360)
+
+
+def test_sweep_is_compiled_once(problem, monkeypatch):
+    traced = []
+    train = training.train
+    monkeypatch.setattr(training, "train", lambda *args: traced.append(args[1].label) or train(*args))
+    sweep(problem, {name: grid([0.01], [0.0], seeds=2) for name in OPTIMIZERS}, epochs=6)
+    assert sorted(traced) == sorted(optimizer.label for optimizer in OPTIMIZERS.values())
+
+
+def test_initial_function_and_normal_draws_are_those_of_the_seed(problem):
+    inputs = jnp.asarray(problem.data.test.inputs[:4])
+
+    def initial(rescale):
+        configuration = Configuration(jnp.float32(0.1), jnp.float32(rescale), jnp.int32(3))
+        return training.initial_weights(problem, configuration)[0]
+
+    params = {rescale: initial(rescale) for rescale in (0.0, 1.0, 2.0)}
+    for rescale in (1.0, 2.0):
+        assert_allclose(problem.logits(params[rescale], inputs), problem.logits(params[0.0], inputs), atol=1e-4)
+    kernel = {rescale: jnp.log(jnp.abs(params[rescale]["readout"]["kernel"][...])) for rescale in params}
+    assert_allclose(kernel[2.0] - kernel[0.0], 2 * (kernel[1.0] - kernel[0.0]), atol=1e-4)
