@@ -113,6 +113,8 @@ def _log_balancing_scales(graph: ReductionGraph, max_sweeps: int, squares: dict[
             flow_in, flow_out = _flows(graph, squares, log_scales, [group.name])
             ratio = jnp.where(live[group.name], flow_out[group.name] / flow_in[group.name], 1)
             move = jnp.log(ratio) / (8 if group.name in coupled else 4)
+            # Squares that leave the range of the dtype say nothing about where to go.
+            move = jnp.where(jnp.isfinite(move), move, 0)
             log_scales = log_scales | {group.name: log_scales[group.name] + move}
             largest = jnp.maximum(largest, jnp.max(jnp.abs(move), initial=0))
         return log_scales, largest, count + 1
