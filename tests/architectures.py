@@ -1,4 +1,4 @@
-"""Small ReLU networks as plain functions on dicts of arrays, and the slow definitions of what their graphs hold.
+"""Small ReLU networks as plain functions on dicts of arrays.
 
 Networks are frozen dataclasses, so that they can be static arguments of `jax.jit`: equal networks compile once.
 """
@@ -6,18 +6,12 @@ Networks are frozen dataclasses, so that they can be static arguments of `jax.ji
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import example, given, settings, strategies as st
 
-from pathspace import ReductionGraph, Skeleton, balance, choose_skeleton, rescale
-from pathspace.graph import Leaf
-from pathspace.trees import named_leaves
-from pathspace.units import Group, UnitMap
+from pathspace import ReductionGraph
 
 relu = jax.nn.relu
 
@@ -73,7 +67,7 @@ class Network:
         return jnp.mean((outputs - 1 - jnp.arange(outputs.size).reshape(outputs.shape)) ** 2)
 
 
-def _dense(shape: tuple[int, ...], bias: bool) -> dict:
+def dense_shapes(shape: tuple[int, ...], bias: bool) -> dict:
     return {"kernel": shape, "bias": shape[-1:]} if bias else {"kernel": shape}
 
 
@@ -90,7 +84,7 @@ class MLP(Network):
 
     @property
     def shapes(self):
-        return {f"dense{i}": _dense(pair, self.bias) for i, pair in enumerate(itertools.pairwise(self.widths))}
+        return {f"dense{i}": dense_shapes(pair, self.bias) for i, pair in enumerate(itertools.pairwise(self.widths))}
 
     @property
     def edges(self):
@@ -120,8 +114,11 @@ class RNN(Network):
     def shapes(self):
         shapes = {}
         for i, (fan_in, width) in enumerate(itertools.pairwise(self.widths[:-1])):
-            shapes |= {f"input{i}": _dense((fan_in, width), self.bias), f"recurrent{i}": {"kernel": (width, width)}}
-        return shapes | {"readout": _dense(self.widths[-2:], self.bias)}
+            shapes |= {
+                f"input{i}": dense_shapes((fan_in, width), self.bias),
+                f"recurrent{i}": {"kernel": (width, width)},
+            }
+        return shapes | {"readout": dense_shapes(self.widths[-2:], self.bias)}
 
     @property
     def edges(self):
@@ -149,7 +146,7 @@ class RNN(Network):
         return steps[-1] @ params["readout"]["kernel"] + params["readout"].get("bias", 0)
 
 
-def _conv(x, layer, stride=1, groups=1):
+def convolution(x, layer, stride=1, groups=1):
     y = jax.lax.conv_general_dilated(
         x[None],
         layer["kernel"],
@@ -174,8 +171,8 @@ class CNN(Network):
     @property
     def shapes(self):
         pairs = enumerate(itertools.pairwise(self.channels))
-        convs = {f"conv{i}": _dense((*self.taps, *pair), self.bias) for i, pair in pairs}
-        return convs | {"dense": _dense((self.channels[-1], self.outputs_), self.bias)}
+        convs = {f"conv{i}": dense_shapes((*self.taps, *pair), self.bias) for i, pair in pairs}
+        return convs | {"dense": dense_shapes((self.channels[-1], self.outputs_), self.bias)}
 
     @property
     def edges(self):
@@ -189,7 +186,7 @@ class CNN(Network):
 
     def apply(self, params, x):
         for i in range(len(self.channels) - 1):
-            x = relu(_conv(x, params[f"conv{i}"], self.stride))
+            x = relu(convolution(x, params[f"conv{i}"], self.stride))
         return jnp.mean(x, (0, 1)) @ params["dense"]["kernel"] + params["dense"].get("bias", 0)
 
 
@@ -206,12 +203,12 @@ class Mixture(Network):
     def shapes(self):
         return {
             "shift": (2,),
-            "conv": _dense((3, 2, self.channels), True),
-            "input": _dense((self.channels, self.width), True),
+            "conv": dense_shapes((3, 2, self.channels), True),
+            "input": dense_shapes((self.channels, self.width), True),
             "recurrent": {"kernel": (self.width, self.width)},
-            "up": _dense((self.width, self.inner), True),
-            "down": _dense((self.inner, self.width), False),
-            "readout": _dense((self.width, 2), True),
+            "up": dense_shapes((self.width, self.inner), True),
+            "down": dense_shapes((self.inner, self.width), False),
+            "readout": dense_shapes((self.width, 2), True),
             "head": (2, 2),
         }
 
@@ -234,318 +231,9 @@ class Mixture(Network):
     def apply(self, params, x):
         h = jnp.zeros(self.width)
         for frame in x:
-            pooled = jnp.mean(relu(_conv(frame + params["shift"], params["conv"])), 0)
+            pooled = jnp.mean(relu(convolution(frame + params["shift"], params["conv"])), 0)
             current = pooled @ params["input"]["kernel"] + params["input"]["bias"]
             h = relu(current + h @ params["recurrent"]["kernel"])
         inner = relu(h @ params["up"]["kernel"] + params["up"]["bias"])
         h = h + inner @ params["down"]["kernel"]
         return jnp.tanh(h @ params["readout"]["kernel"] + params["readout"]["bias"]) @ params["head"]
-
-
-class Composite(Network):
-    """A network whose unit maps `from_edges` cannot write down."""
-
-    @property
-    def leaves(self) -> dict[str, tuple[UnitMap, UnitMap]]:
-        """The source and target of each leaf by name."""
-        raise NotImplementedError
-
-    @property
-    def graph(self):
-        shapes = {name: struct.shape for name, struct in named_leaves(self.structs).items()}
-        leaves = tuple(Leaf(name, shapes[name], *ends) for name, ends in self.leaves.items())
-        groups = {group: None for leaf in leaves for end in (leaf.source, leaf.target) for group in end.groups}
-        return ReductionGraph(tuple(groups), leaves, tuple(name for name in shapes if name not in self.leaves))
-
-
-@dataclasses.dataclass(frozen=True)
-class FlattenedCNN(Composite):
-    """Convolution, ReLU, max-pool, flatten, dense: each row of the dense kernel belongs to a feature map."""
-
-    @property
-    def shapes(self):
-        return {"conv": _dense((3, 3, 2, 3), True), "dense": _dense((2 * 2 * 3, 4), True), "out": _dense((4, 2), True)}
-
-    @property
-    def leaves(self):
-        maps, hidden = Group("maps", 3), Group("hidden", 4)
-        flat = UnitMap((0,), np.tile(np.arange(3), 4), (maps,))
-        return {
-            "conv/kernel": (UnitMap.ground((2,), (2,)), UnitMap.along(3, maps)),
-            "conv/bias": (UnitMap.ground(), UnitMap.along(0, maps)),
-            "dense/kernel": (flat, UnitMap.along(1, hidden)),
-            "dense/bias": (UnitMap.ground(), UnitMap.along(0, hidden)),
-            "out/kernel": (UnitMap.along(0, hidden), UnitMap.ground((2,), (1,))),
-        }
-
-    @property
-    def input_shape(self):
-        return (4, 4, 2)
-
-    def apply(self, params, x):
-        x = relu(_conv(x, params["conv"]))
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 2, 1), (2, 2, 1), "VALID")
-        x = relu(x.ravel() @ params["dense"]["kernel"] + params["dense"]["bias"])
-        return x @ params["out"]["kernel"] + params["out"]["bias"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DenseNet(Composite):
-    """Each layer reads the inputs and all layers before it, concatenated."""
-
-    @property
-    def shapes(self):
-        return {"first": _dense((2, 3), True), "second": _dense((2 + 3, 2), False), "out": _dense((2 + 3 + 2, 2), True)}
-
-    @property
-    def leaves(self):
-        a, b = Group("a", 3), Group("b", 2)
-        return {
-            "first/kernel": (UnitMap.ground((2,), (0,)), UnitMap.along(1, a)),
-            "first/bias": (UnitMap.ground(), UnitMap.along(0, a)),
-            "second/kernel": (UnitMap((0,), np.array([-1, -1, 0, 1, 2]), (a,)), UnitMap.along(1, b)),
-            "out/kernel": (UnitMap((0,), np.array([3, 4, -1, -1, 0, 1, 2]), (a, b)), UnitMap.ground((2,), (1,))),
-        }
-
-    @property
-    def input_shape(self):
-        return (2,)
-
-    def apply(self, params, x):
-        a = relu(x @ params["first"]["kernel"] + params["first"]["bias"])
-        b = relu(jnp.concatenate([x, a]) @ params["second"]["kernel"])
-        return jnp.concatenate([b, x, a]) @ params["out"]["kernel"] + params["out"]["bias"]
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupedCNN(Composite):
-    """A grouped convolution: its source units depend on the input and on the output channel."""
-
-    @property
-    def shapes(self):
-        return {"conv": _dense((3, 2, 4), False), "grouped": _dense((3, 2, 6), True), "dense": _dense((6, 2), False)}
-
-    @property
-    def leaves(self):
-        maps, grouped = Group("maps", 4), Group("grouped", 6)
-        source = UnitMap((1, 2), np.array([[0, 0, 0, 2, 2, 2], [1, 1, 1, 3, 3, 3]]), (maps,))
-        return {
-            "conv/kernel": (UnitMap.ground((2,), (1,)), UnitMap.along(2, maps)),
-            "grouped/kernel": (source, UnitMap.along(2, grouped)),
-            "grouped/bias": (UnitMap.ground(), UnitMap.along(0, grouped)),
-            "dense/kernel": (UnitMap.along(0, grouped), UnitMap.ground((2,), (1,))),
-        }
-
-    @property
-    def input_shape(self):
-        return (5, 2)
-
-    def apply(self, params, x):
-        x = relu(_conv(x, params["conv"]))
-        return jnp.mean(relu(_conv(x, params["grouped"], groups=2)), 0) @ params["dense"]["kernel"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitHeads(Composite):
-    """Units indexed by two axes together, in one leaf the other way round."""
-
-    @property
-    def shapes(self):
-        return {"in": {"kernel": (3, 2, 3), "bias": (2, 3)}, "out": {"kernel": (3, 2, 2)}}
-
-    @property
-    def leaves(self):
-        heads = Group("heads", 6)
-        return {
-            "in/kernel": (UnitMap.ground((3,), (0,)), UnitMap((1, 2), np.arange(6).reshape(2, 3), (heads,))),
-            "in/bias": (UnitMap.ground(), UnitMap((0, 1), np.arange(6).reshape(2, 3), (heads,))),
-            "out/kernel": (UnitMap((0, 1), np.arange(6).reshape(2, 3).T, (heads,)), UnitMap.ground((2,), (2,))),
-        }
-
-    @property
-    def input_shape(self):
-        return (3,)
-
-    def apply(self, params, x):
-        heads = relu(jnp.einsum("i,ihs->hs", x, params["in"]["kernel"]) + params["in"]["bias"])
-        return jnp.einsum("hs,sho->o", heads, params["out"]["kernel"])
-
-
-COMPOSITES = [FlattenedCNN(), DenseNet(), GroupedCNN(), SplitHeads()]
-NETWORKS = [
-    MLP((2, 4, 3, 2)),
-    RNN((2, 3, 2, 2), bias=True),
-    CNN((2, 3, 2), stride=2),
-    Mixture(),
-    *COMPOSITES,
-]
-
-_width = st.integers(1, 4)
-seeds = st.integers(0, 2**32 - 1)
-mlps = st.builds(MLP, st.lists(_width, min_size=3, max_size=5).map(tuple), st.booleans())
-rnns = st.builds(RNN, st.lists(_width, min_size=3, max_size=4).map(tuple), st.booleans())
-cnns = st.builds(
-    CNN,
-    st.lists(_width, min_size=2, max_size=3).map(tuple),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.integers(1, 2),
-    st.booleans(),
-)
-mixtures = st.builds(Mixture, _width, _width, _width, st.integers(1, 3))
-networks = st.one_of(mlps, rnns, cnns, mixtures)
-
-
-def over_networks(max_examples: int) -> Callable[[Callable], Callable]:
-    """Runs a test of one network and one seed on the intricate networks and on random others."""
-
-    def decorate(test: Callable) -> Callable:
-        for network in [NETWORKS[1], Mixture(), *COMPOSITES]:
-            test = example(network=network, seed=0)(test)
-        return settings(max_examples=max_examples)(given(network=networks, seed=seeds)(test))
-
-    return decorate
-
-
-# Traced once per graph: eagerly, each operation would compile anew for each shape.
-choose = jax.jit(choose_skeleton, static_argnums=0, static_argnames=["method", "reference"])
-rescaled = jax.jit(rescale, static_argnums=1)
-balanced = jax.jit(balance, static_argnums=1)
-loss_gradient = jax.jit(lambda network, params, inputs: jax.grad(network.loss)(params, inputs), static_argnums=0)
-outputs = jax.jit(lambda network, params, inputs: network.outputs(params, inputs), static_argnums=0)
-
-
-def random_scales_by_numpy(graph: ReductionGraph, seed: int, decades: float = 3.0) -> dict[str, np.ndarray]:
-    """Scales from 10^-decades to 10^decades, uniform in the logarithm."""
-    rng = np.random.default_rng(seed)
-    return {group.name: 10 ** rng.uniform(-decades, decades, group.size) for group in graph.groups}
-
-
-Unit = tuple[str, int]
-
-
-class Edge(NamedTuple):
-    """One weight; `None` at an end is ground."""
-
-    leaf: str
-    index: tuple[int, ...]
-    source: Unit | None
-    target: Unit | None
-
-
-def unit_at(units: UnitMap, index: tuple[int, ...]) -> Unit | None:
-    """The unit of one entry of a leaf."""
-    position = units.index[tuple(index[axis] for axis in units.axes)]
-    if position < 0:
-        return None
-    for group in units.groups:
-        if position < group.size:
-            return group.name, int(position)
-        position -= group.size
-    raise AssertionError(f"no group holds position {position}")
-
-
-def edges_by_loops(graph: ReductionGraph) -> list[Edge]:
-    """All weights with a unit at one end or both."""
-    edges = [
-        Edge(leaf.name, index, unit_at(leaf.source, index), unit_at(leaf.target, index))
-        for leaf in graph.leaves
-        for index in np.ndindex(leaf.shape)
-    ]
-    return [edge for edge in edges if edge.source or edge.target]
-
-
-def skeleton_by_loops(skeleton: Skeleton) -> tuple[dict[Unit, Edge], dict[Unit, Edge]]:
-    """I(v) and O(v) of each unit that has them."""
-    graph = skeleton.graph
-    edges = {(edge.leaf, edge.index): edge for edge in edges_by_loops(graph)}
-    found = []
-    for chain, chosen in (graph.in_chain, skeleton.in_edges), (graph.out_chain, skeleton.out_edges):
-        side = {}
-        for group in graph.groups:
-            leaf = chain[group.name]
-            for i, position in enumerate(np.asarray(chosen[group.name])):
-                if position >= 0:
-                    index = tuple(int(k) for k in np.unravel_index(position, leaf.shape))
-                    side[group.name, i] = edges[leaf.name, index]
-        found.append(side)
-    return found[0], found[1]
-
-
-def skeleton_chains(skeleton: Skeleton) -> tuple[Callable, Callable]:
-    """The lists of edges whose weights multiply to A(v) and to B(v)."""
-    in_edges, out_edges = skeleton_by_loops(skeleton)
-
-    def to_unit(unit: Unit | None) -> list[Edge]:
-        return [*to_unit(in_edges[unit].source), in_edges[unit]] if unit in in_edges else []
-
-    def from_unit(unit: Unit | None) -> list[Edge]:
-        return [out_edges[unit], *from_unit(out_edges[unit].target)] if unit in out_edges else []
-
-    return to_unit, from_unit
-
-
-def basis_paths_by_loops(skeleton: Skeleton) -> dict[Edge, list[Edge]]:
-    """The edges of each basis path, by the edge outside O that it belongs to."""
-    to_unit, from_unit = skeleton_chains(skeleton)
-    gauge = set(skeleton_by_loops(skeleton)[1].values())
-    return {
-        edge: [*to_unit(edge.source), edge, *from_unit(edge.target)]
-        for edge in edges_by_loops(skeleton.graph)
-        if edge not in gauge
-    }
-
-
-def weight_of(params: dict, edge: Edge) -> float:
-    return float(named_leaves(params)[edge.leaf][edge.index])
-
-
-def all_paths(graph: ReductionGraph) -> Iterator[list[Edge]]:
-    """All paths from ground to ground with at most one edge that does not go forward in the order of the groups."""
-    order = {name: i for i, name in enumerate(graph.in_chain)}
-    leaving: dict[Unit | None, list[Edge]] = {}
-    for edge in edges_by_loops(graph):
-        leaving.setdefault(edge.source, []).append(edge)
-
-    def forward(edge: Edge) -> bool:
-        return not (edge.source and edge.target) or order[edge.source[0]] < order[edge.target[0]]
-
-    def extend(path: list[Edge], backward: int) -> Iterator[list[Edge]]:
-        for edge in leaving.get(path[-1].target if path else None, []):
-            if forward(edge) or not backward:
-                now = [*path, edge]
-                if edge.target is None:
-                    yield now
-                else:
-                    yield from extend(now, backward + (not forward(edge)))
-
-    return extend([], 0)
-
-
-def paths_of_unrolled(network: RNN) -> Iterator[list[Edge]]:
-    """All paths of the network unrolled in time, from the input or a bias at any step to the last output."""
-    arriving: dict[Unit | None, list[Edge]] = {}
-    for edge in edges_by_loops(network.graph):
-        arriving.setdefault(edge.target, []).append(edge)
-
-    def extend(path: list[Edge], step: int) -> Iterator[list[Edge]]:
-        source = path[0].source
-        if source is None:
-            yield path
-            return
-        for edge in arriving[source]:
-            before = step - edge.leaf.startswith("recurrent")
-            if before >= 0:
-                yield from extend([edge, *path], before)
-
-    for edge in arriving[None]:
-        yield from extend([edge], network.length - 1)
-
-
-def exponents(paths: list[list[Edge]], edges: list[Edge]) -> np.ndarray:
-    """How often each path runs through each edge."""
-    column = {edge: i for i, edge in enumerate(edges)}
-    matrix = np.zeros((len(paths), len(edges)), int)
-    for row, path in zip(matrix, paths, strict=True):
-        for edge in path:
-            row[column[edge]] += 1
-    return matrix

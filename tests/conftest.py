@@ -1,12 +1,21 @@
 """Shape checks, property-test profiles and fixtures shared by all tests."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 
-import jax
-import jaxtyping
-import pytest
-from hypothesis import settings
+# The tests spend their time compiling small programs, not running them. XLA reads the flags once, when JAX starts it,
+# and one that its version does not know ends the process.
+_FAST_COMPILATION = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
+# Of a flag given twice the later counts: what the environment asks for stays.
+os.environ["XLA_FLAGS"] = " ".join([*_FAST_COMPILATION, os.environ.get("XLA_FLAGS", "")])
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # The hook checks only modules imported after it.
 jaxtyping.install_import_hook("pathspace", "beartype.beartype")

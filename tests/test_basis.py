@@ -21,26 +21,19 @@ from pathspace import (
 )
 from pathspace.basis import DEFAULT_MAX_RATIO, allocate
 from pathspace.trees import named_leaves
-from tests.architectures import (
-    CNN,
-    COMPOSITES,
-    MLP,
-    RNN,
-    Mixture,
+from tests.architectures import CNN, MLP, RNN, Mixture
+from tests.compiled import choose, masks_of, outputs, paths_of, rescaled
+from tests.composites import COMPOSITES
+from tests.edges import (
     all_paths,
     basis_paths_by_loops,
-    choose,
     edges_by_loops,
     exponents,
-    outputs,
-    over_networks,
     paths_of_unrolled,
-    random_scales_by_numpy,
-    rescaled,
-    seeds,
     skeleton_by_loops,
     weight_of,
 )
+from tests.examples import over_networks, random_scales_by_numpy, seeds
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -173,7 +166,7 @@ def test_unrolled_paths_are_products_of_powers_of_basis_paths(network, method):
     assert paths.max() > 1  # some path runs through a recurrent weight twice
     powers = np.linalg.lstsq(basis.T.astype(float), paths.T.astype(float))[0].T.round().astype(int)
     np.testing.assert_array_equal(powers @ basis, paths)
-    values = named_leaves(basis_paths(params, skeleton))
+    values = named_leaves(paths_of(params, skeleton))
     basis_values = np.array([values[edge.leaf][edge.index] for edge in by_edge])
     expected = [math.prod(weight_of(params, edge) for edge in path) for path in unrolled]
     assert_allclose(np.prod(basis_values**powers, axis=1), expected, rtol=1e-11)
@@ -201,18 +194,19 @@ def test_forward_pass_written_with_path_values(seed):
     network = RNN((2, 3, 2), length=4)
     params = network.parameters(seed)
     skeleton = choose(network.graph, params, method="cyclic", reference=None)
-    paths = {name: np.asarray(leaf) for name, leaf in named_leaves(basis_paths(params, skeleton)).items()}
+    paths = {name: np.asarray(leaf) for name, leaf in named_leaves(paths_of(params, skeleton)).items()}
     in_edges, out_edges = skeleton_by_loops(skeleton)
     p_in, p_rec, p_out = paths["input0/kernel"], paths["recurrent0/kernel"], paths["readout/kernel"]
     special = np.array([p_in[in_edges["h0", v].index] for v in range(3)])
     sign = np.array([np.sign(weight_of(params, out_edges["h0", v])) for v in range(3)])
     gauge = gauge_of(network, skeleton)["readout/kernel"]
-    for x, expected in zip(network.inputs(seed), network.outputs(params, network.inputs(seed)), strict=True):
+    inputs = network.inputs(seed)
+    for x, expected in zip(inputs, outputs(network, params, inputs), strict=True):
         h = np.zeros(3)
         for step in x:
             h = np.maximum(sign * (step @ p_in + (sign / special * h) @ p_rec), 0)
-        outputs = h @ np.where(gauge, sign[:, None], (sign / special)[:, None] * p_out)
-        assert_allclose(outputs, expected, rtol=1e-10, atol=1e-12)
+        output = h @ np.where(gauge, sign[:, None], (sign / special)[:, None] * p_out)
+        assert_allclose(output, expected, rtol=1e-10, atol=1e-12)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -273,10 +267,10 @@ def test_out_skeleton_weights_never_change():
     params = network.parameters(0)
     skeleton = choose(network.graph, params)
     updates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), params)
-    new = named_leaves(weight_allocation(params, updates, skeleton))
+    new = named_leaves(jax.jit(weight_allocation)(params, updates, skeleton))
     for name, gauge in gauge_of(network, skeleton).items():
         np.testing.assert_array_equal(new[name][gauge], named_leaves(params)[name][gauge])
-    masks = named_leaves(skeleton_masks(skeleton, params))
+    masks = named_leaves(masks_of(skeleton, params))
     assert not np.array_equal(new["input0/kernel"][masks["input0/kernel"]], 0)
 
 

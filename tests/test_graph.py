@@ -7,7 +7,10 @@ import pytest
 from pathspace import ReductionGraph
 from pathspace.graph import Leaf
 from pathspace.units import Group, UnitMap
-from tests.architectures import CNN, COMPOSITES, MLP, NETWORKS, RNN, Mixture, edges_by_loops, unit_at
+from tests.architectures import CNN, MLP, RNN, Mixture
+from tests.composites import COMPOSITES
+from tests.edges import edges_by_loops, unit_at
+from tests.examples import NETWORKS
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)

@@ -2,29 +2,17 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from pathspace import ReductionGraph, choose_skeleton, skeleton_masks, with_unit_skeleton
+from pathspace import ReductionGraph, choose_skeleton
 from pathspace.trees import named_leaves
-from tests.architectures import (
-    CNN,
-    MLP,
-    NETWORKS,
-    RNN,
-    FlattenedCNN,
-    Mixture,
-    balanced,
-    choose,
-    edges_by_loops,
-    over_networks,
-    random_scales_by_numpy,
-    rescaled,
-    skeleton_by_loops,
-    weight_of,
-)
+from tests.architectures import CNN, MLP, RNN, Mixture
+from tests.compiled import balanced, choose, masks_of, rescaled, unit_skeleton
+from tests.composites import FlattenedCNN
+from tests.edges import edges_by_loops, skeleton_by_loops, weight_of
+from tests.examples import NETWORKS, over_networks, random_scales_by_numpy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -96,7 +84,7 @@ def algorithm_1(weights_in, weights_out):
 def test_cyclic_is_algorithm_1(widths):
     network = RNN(widths)
     params = network.parameters(0)
-    masks = skeleton_masks(choose(network.graph, params, method="cyclic", reference=None), params)
+    masks = masks_of(choose(network.graph, params, method="cyclic", reference=None), params)
     expected = algorithm_1(params["input0"]["kernel"].T, params["readout"]["kernel"].T)
     np.testing.assert_array_equal(masks["input0"]["kernel"].T, expected[0])
     np.testing.assert_array_equal(masks["readout"]["kernel"].T, expected[1])
@@ -106,7 +94,7 @@ def test_cyclic_is_algorithm_1(widths):
 def test_hidden_to_hidden_layers_of_equal_width_share_the_diagonal():
     network = MLP((3, 3, 3, 3), bias=False)
     params = network.parameters(0)
-    masks = skeleton_masks(choose(network.graph, params, method="cyclic", reference=None), params)
+    masks = masks_of(choose(network.graph, params, method="cyclic", reference=None), params)
     for mask in jax.tree.leaves(masks):
         np.testing.assert_array_equal(mask, np.eye(3, dtype=bool))
 
@@ -141,7 +129,7 @@ def test_masks_hold_one_edge_on_each_side_of_each_unit(network, method):
     assert {edge.target for edge in in_edges.values()} == {edge.source for edge in out_edges.values()} == units
     for unit in units:
         assert in_edges[unit].target == out_edges[unit].source == unit
-    masks = named_leaves(skeleton_masks(skeleton, params))
+    masks = named_leaves(masks_of(skeleton, params))
     chosen = {(edge.leaf, edge.index) for edge in (*in_edges.values(), *out_edges.values())}
     assert {(name, index) for name, mask in masks.items() for index in np.ndindex(mask.shape) if mask[index]} == chosen
     for name, mask in masks.items():
@@ -167,15 +155,15 @@ def test_skeleton_chains_reach_ground(network, method):
 def test_unit_skeleton(network):
     params = network.parameters(0)
     skeleton = choose(network.graph, params, method="cyclic", reference=None)
-    masks = named_leaves(skeleton_masks(skeleton, params))
-    for name, leaf in named_leaves(with_unit_skeleton(params, skeleton)).items():
+    masks = named_leaves(masks_of(skeleton, params))
+    for name, leaf in named_leaves(unit_skeleton(params, skeleton)).items():
         np.testing.assert_array_equal(leaf, np.where(masks[name], 1, named_leaves(params)[name]))
 
 
 def test_unit_skeleton_keeps_the_dtype():
     network = MLP((2, 3, 2))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), network.parameters(0))
-    unit = with_unit_skeleton(params, choose(network.graph, params, reference=None))
+    unit = unit_skeleton(params, choose(network.graph, params, reference=None))
     assert {leaf.dtype for leaf in jax.tree.leaves(unit)} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -225,7 +213,7 @@ def test_cyclic_skeleton_weight_of_zero():
     assert choose(network.graph, params, method="cyclic", reference="initial").in_edges["h1"].tolist() == [-1, 3]
     raw = choose(network.graph, params, method="cyclic", reference=None)
     assert raw.in_edges["h1"].tolist() == [0, 3]
-    assert with_unit_skeleton(params, raw)["dense0"]["kernel"][0, 0] == 1
+    assert unit_skeleton(params, raw)["dense0"]["kernel"][0, 0] == 1
 
 
 def test_of_equal_weights_the_first_is_chosen():
@@ -252,9 +240,7 @@ def test_edges_inside_a_leaf_come_from_earlier_groups_only():
         ({"reference": "ones"}, "reference is 'balanced', 'initial' or None, got 'ones'"),
     ],
 )
-def test_errors(arguments, message, monkeypatch):
-    """Without the type checks, which refuse other strings earlier."""
+def test_errors(arguments, message):
     network = MLP((2, 3, 2))
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=re.escape(message)):
         choose_skeleton(network.graph, network.parameters(0), **arguments)

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from pathspace.units import GROUND, Group, UnitMap
-from tests.architectures import unit_at
+from tests.edges import unit_at
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -55,6 +55,11 @@ def problem():
     )
 
 
+@pytest.fixture(scope="module")
+def initial_weights(problem):
+    return jax.jit(functools.partial(training.initial_weights, problem))
+
+
 def a_run(**changes):
     run = Run(
         optimizer="sgd",
@@ -177,16 +182,15 @@ def test_mixed_outcomes_are_counted():
     assert "1 diverged" in table
 
 
-def test_sweep_equals_its_single_runs(problem):
+def test_sweep_equals_its_single_runs(problem, initial_weights):
     configurations = {name: grid([0.01, 0.05], [0.0, 1.0], seeds=2) for name in ("sgd", "g_adam")}
     runs, _ = sweep(problem, configurations, epochs=4)
     assert len(runs) == 16
+    train = {name: jax.jit(functools.partial(training.train, problem, OPTIMIZERS[name])) for name in configurations}
     for run in runs[::3]:
-        optimizer = OPTIMIZERS[run.optimizer]
         single = Configuration(jnp.float32(run.learning_rate), jnp.float32(run.rescale), jnp.int32(run.seed))
-        params, skeleton = training.initial_weights(problem, single)
-        state = training.start(problem, optimizer, single, params, skeleton)
-        _, metrics = jax.jit(functools.partial(training.train, problem, optimizer))(single, state, jnp.arange(4))
+        state = training.start(problem, OPTIMIZERS[run.optimizer], single, *initial_weights(single))
+        _, metrics = train[run.optimizer](single, state, jnp.arange(4))
         assert_allclose(run.train_loss, metrics.train_loss, rtol=1e-4)
         # One example more or less: rounding may tip the balance.
         assert_allclose(run.test_error, metrics.test_error, atol=1.5 / 360)
@@ -200,12 +204,12 @@ def test_sweep_is_compiled_once(problem, monkeypatch):
     assert sorted(traced) == sorted(optimizer.label for optimizer in OPTIMIZERS.values())
 
 
-def test_initial_function_and_normal_draws_are_those_of_the_seed(problem):
+def test_initial_function_and_normal_draws_are_those_of_the_seed(problem, initial_weights):
     inputs = jnp.asarray(problem.data.test.inputs[:4])
 
     def initial(rescale):
         configuration = Configuration(jnp.float32(0.1), jnp.float32(rescale), jnp.int32(3))
-        return training.initial_weights(problem, configuration)[0]
+        return initial_weights(configuration)[0]
 
     params = {rescale: initial(rescale) for rescale in (0.0, 1.0, 2.0)}
     for rescale in (1.0, 2.0):
