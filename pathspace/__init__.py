@@ -25,3 +25,7 @@ from .skeleton import (
     skeleton_masks as skeleton_masks,
     with_unit_skeleton as with_unit_skeleton,
 )
+from .tracing import (
+    reduction_graph as reduction_graph,
+    register_scale_rule as register_scale_rule,
+)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +22,12 @@ class Leaf:
     shape: tuple[int, ...]
     source: UnitMap
     target: UnitMap
+    is_bias: bool = False  # added to what it feeds
 
     @property
     def is_vector(self) -> bool:
-        """Whether the leaf has no source axis, as biases and normalisation scales."""
-        return not self.source.axes
+        """Whether the leaf has axes at one end only, as biases and normalisation scales."""
+        return not (self.source.axes and self.target.axes)
 
     def grounded(self, end: UnitMap) -> np.ndarray:
         """Where along its axes one end of the edges is ground, in a shape that broadcasts against the leaf."""
@@ -44,6 +45,16 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grounded:
+    """Positions along some axes of a leaf that belong to ground although they were candidates for units, and why."""
+
+    leaf: str
+    axes: tuple[int, ...]
+    count: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ReductionGraph:
     """Hidden units and the parameter entries that flow into and out of them (path space, Definition 3).
 
@@ -55,6 +66,7 @@ class ReductionGraph:
       groups: the groups of units that can be rescaled.
       leaves: the parameter leaves with a unit at one end or both.
       outside: the names of all other leaves.
+      grounded: what a traced graph does not hold, and why; no part of the graph's identity.
 
     >>> params = {"hidden": {"kernel": np.ones((3, 4))}, "out": {"kernel": np.ones((4, 2)), "bias": np.ones(2)}}
     >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
@@ -65,10 +77,13 @@ class ReductionGraph:
     groups: tuple[Group, ...]
     leaves: tuple[Leaf, ...]
     outside: tuple[str, ...] = ()
+    grounded: tuple[Grounded, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         # Both orders are computed here so that a graph without a skeleton cannot exist.
-        _ = self.in_chain, self.out_chain
+        for near, chain in ("target", self.in_chain), ("source", self.out_chain):
+            if disconnected := [group for group in self.groups if group.name not in chain]:
+                _raise_disconnected(disconnected, self.leaves, near)
 
     @classmethod
     def from_edges(cls, params: PyTree, edges: Mapping[str, tuple[str | None, str | None]]) -> "ReductionGraph":
@@ -146,12 +161,12 @@ class ReductionGraph:
     @functools.cached_property
     def in_chain(self) -> dict[str, Leaf]:
         """The leaf that holds each group's in-skeleton edges; groups in their order from the inputs on."""
-        return _chain(self.groups, self.leaves, "target", "source")
+        return skeleton_chain(self.groups, self.leaves, "target", "source")
 
     @functools.cached_property
     def out_chain(self) -> dict[str, Leaf]:
         """The leaf that holds each group's out-skeleton edges; groups in their order from the outputs back."""
-        return _chain(self.groups, self.leaves, "source", "target")
+        return skeleton_chain(self.groups, self.leaves, "source", "target")
 
     def weights(self, params: PyTree) -> dict[str, Array]:
         """The leaves of the graph by name, in float32 or wider.
@@ -196,10 +211,10 @@ class ReductionGraph:
                     )
                 groups.append(group)
         leaves = tuple(leaf for leaf in self.leaves if leaf.name in kept)
-        return ReductionGraph(tuple(groups), leaves, self.outside)
+        return ReductionGraph(tuple(groups), leaves, self.outside, self.grounded)
 
     def describe(self) -> str:
-        """A table of the groups, the leaves that feed and read each, and the counts.
+        """A table of the groups, the leaves that feed and read each, the counts, and what became ground and why.
 
         >>> params = {"hidden": {"kernel": np.ones((3, 4))}, "out": {"kernel": np.ones((4, 2))}}
         >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
@@ -220,37 +235,49 @@ class ReductionGraph:
             (group.name, str(group.size), ", ".join(feeds[group.name]), ", ".join(reads[group.name]))
             for group in self.groups
         ]
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{name:{width[0]}}  {size:>{width[1]}}  {feed:{width[2]}}  {read}" for name, size, feed, read in rows]
         counts = f"{self.num_units} units, {self.num_weights} weights, {self.num_basis_paths} basis paths"
         outside = ", ".join(self.outside) or "none"
-        return "\n".join([*lines, f"{counts}; * holds the skeleton edges", f"outside the graph: {outside}"])
+        lines = [*_table(rows), f"{counts}; * holds the skeleton edges", f"outside the graph: {outside}"]
+        if self.grounded:
+            rows = [("ground", "axes", "units", "because of")]
+            rows += [
+                (each.leaf, ", ".join(map(str, each.axes)), str(each.count), each.reason) for each in self.grounded
+            ]
+            lines += _table(rows)
+        return "\n".join(lines)
 
 
-def _chain(groups: tuple[Group, ...], leaves: tuple[Leaf, ...], near: str, far: str) -> dict[str, Leaf]:
-    """For each group the first leaf whose edges connect every unit to ground or to groups settled before it."""
+def _table(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    first, second, third, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [f"{a:{first}}  {b:>{second}}  {c:{third}}  {d}" for a, b, c, d in rows]
+
+
+def skeleton_chain(groups: Sequence[Group], leaves: Sequence[Leaf], near: str, far: str) -> dict[str, Leaf]:
+    """For each group the first leaf whose edges connect every unit to ground or to groups settled before it.
+
+    Groups that no leaf connects so are missing from the result.
+    """
+    # A vector may start a chain only where no kernel can: a unit that a kernel feeds needs no bias to reach it.
+    kernels, gains = ([leaf for leaf in leaves if not getattr(leaf, kind)] for kind in ("is_vector", "is_bias"))
     settled: dict[str, Leaf] = {}
     while len(settled) < len(groups):
-        ready: dict[str, Leaf] = {}
-        # A vector may start a chain only where no kernel can: a unit that a kernel feeds needs no bias to reach it.
-        for candidates in [leaf for leaf in leaves if not leaf.is_vector], leaves:
-            for group in groups:
-                if group.name not in settled:
-                    for leaf in candidates:
-                        if _connects(leaf, getattr(leaf, near), getattr(leaf, far), group, settled):
-                            ready.setdefault(group.name, leaf)
+        for candidates in kernels, gains, leaves:
+            ready: dict[str, Leaf] = {}
+            for leaf in candidates:
+                ends = getattr(leaf, near), getattr(leaf, far)
+                for group in ends[0].groups:
+                    if group.name not in settled and _connects(leaf, *ends, group, settled):
+                        ready.setdefault(group.name, leaf)
             if ready:
                 break
-        if not ready:
-            _raise_disconnected([group for group in groups if group.name not in settled], leaves, near)
-        settled.update(ready)
+        else:
+            break
+        settled.update({group.name: ready[group.name] for group in groups if group.name in ready})
     return settled
 
 
 def _connects(leaf: Leaf, near: UnitMap, far: UnitMap, group: Group, settled: Collection[str]) -> bool:
     """Whether each unit of the group has an edge in the leaf whose far end is ground or settled."""
-    if group not in near.groups:
-        return False
     open_end = np.asarray((far.index == GROUND) | far.lies_in(settled))
     reached = near.index
     if set(near.axes) & set(far.axes):
