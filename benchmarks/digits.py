@@ -30,7 +30,7 @@ class Digits:
 
     hidden: int = 100
     """Hidden units of the network."""
-    epochs: int = 40
+    epochs: int = 30
     """Passes over the training examples."""
     batch_size: int = 32
     """Training examples in a step."""
@@ -44,7 +44,7 @@ class Digits:
     """Learning rates of Adam and G-Adam."""
     rescale: tuple[float, ...] = (0.0, 2.0)
     """The initial weights are rescaled by a lognormal(0, RESCALE) factor per unit: the network's function stays."""
-    skeleton_method: Literal["largest", "cyclic"] = "largest"
+    skeleton_method: Literal["largest", "cyclic"] = "cyclic"
     """How each unit's skeleton edges are chosen: largest weights, or the papers' cyclic pattern."""
     skeleton_reference: Literal["balanced", "initial"] | None = "balanced"
     """Where skeleton edges are chosen and path values have their unit: at the balanced or at the initial weights;

@@ -19,7 +19,7 @@ from pathspace import (
     skeleton_masks,
     weight_allocation,
 )
-from pathspace.basis import DEFAULT_MAX_RATIO, allocate
+from pathspace.basis import allocate
 from pathspace.trees import named_leaves
 from tests.architectures import CNN, MLP, RNN, Mixture
 from tests.compiled import choose, masks_of, outputs, paths_of, rescaled
@@ -221,7 +221,7 @@ def test_weight_allocation_reaches_the_new_path_values(network, seed):
     paths, _ = there_and_back(params, skeleton)
     rng = np.random.default_rng(seed)
     updates = jax.tree.map(lambda q: 0.3 * rng.uniform(-1, 1, q.shape) * np.abs(q), paths)
-    new, limited = step(params, updates, skeleton, DEFAULT_MAX_RATIO)
+    new, limited = step(params, updates, skeleton, 2.0)
     assert limited == 0
     gauge = gauge_of(network, skeleton)
     updates = named_leaves(updates)
