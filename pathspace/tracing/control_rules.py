@@ -6,7 +6,7 @@ from jax import lax
 
 from .compat import JaxprEqn, scan_sizes, shape_of
 from .inference import Free, Fresh, ScaleInference, Value
-from .shape_rules import _renamed, _without_axes
+from .shape_rules import _one_of, _renamed, _without_axes
 from .tables import in_shape, register_family, why
 
 
@@ -37,9 +37,8 @@ def _scans(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence
     consts, carry = list(values[:num_consts]), list(values[num_consts : num_consts + num_carry])
     slices = []
     for index in range(num_consts + num_carry, len(values)):
-        value, sizes = inference.read(values[index]), in_shape(eqn, index)
-        if isinstance(value, tuple):
-            value = inference.constant_along(value, [0], sizes, why(eqn))
+        sizes = in_shape(eqn, index)
+        value = _one_of(inference, inference.read(values[index]), [0], sizes, why(eqn))
         slices.append(_without_axes(value, [0], len(sizes)))
     shapes = [in_shape(eqn, num_consts + i) for i in range(num_carry)]
 

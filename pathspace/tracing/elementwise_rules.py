@@ -27,12 +27,14 @@ def _keeps_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Se
 
 
 def _broadcast(inference: ScaleInference, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
-    """Scalars among arrays get the axes of the result."""
-    rank = len(_out_shape(eqn))
-    return [
-        _renamed(inference.read(value), {}, rank) if not _in_shape(eqn, index) else value
-        for index, value in enumerate(values)
-    ]
+    """Scalars, and axes of length 1, among arrays of the result's shape."""
+    sizes = _out_shape(eqn)
+    broadcast: list[Value] = []
+    for index, value in enumerate(values):
+        own = _in_shape(eqn, index)
+        kept = {axis: axis for axis, size in enumerate(own) if size == sizes[axis]}
+        broadcast.append(value if own == sizes else _renamed(inference.read(value), kept, len(sizes)))
+    return broadcast
 
 
 def _one_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:

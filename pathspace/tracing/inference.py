@@ -1,5 +1,6 @@
 """Scale inference: what the rules of the primitives work with."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ class ScaleInference(Interpreter[Value]):
         self.leaf_scales: dict[str, Scale] = {}
         self.added: set[str] = set()
         self.grounded: dict[str, Why] = {}
+        self._merged: dict[str, dict[int, Why]] = collections.defaultdict(dict)
+        self._free_entries: dict[tuple[int, ...], Term] = {}
 
     def constant(self, value: Any) -> Value:
         # Zeros in an array of JAX may be state, such as the mean of a BatchNorm before training: they can change.
@@ -86,7 +89,9 @@ class ScaleInference(Interpreter[Value]):
         axis_of = {axis: i for i, axis in enumerate(value.dims) if axis is not None}
         scale = []
         for term in self.leaf_scales[value.name]:
-            scale.append(term.flipped(value.flipped).on([axis_of[axis] for axis in term.axes]))
+            # Axes that the array has no more are of length 1 or merged.
+            seen = term.first_along([axis for axis in term.axes if axis not in axis_of]).flipped(value.flipped)
+            scale.append(seen.on([axis_of[axis] for axis in seen.axes]))
         return self.read(tuple(scale))
 
     def read_leaf(self, name: str) -> list[Term]:
@@ -110,15 +115,31 @@ class ScaleInference(Interpreter[Value]):
         Axes and terms are those of the array; a known term along an axis that the leaf lacks must be gone. An empty
         set gives the leaf as a whole one unknown.
         """
-        shape = self.shapes[fresh.name]
+        shape, merged = self.shapes[fresh.name], self._merged[fresh.name]
         terms = [self._on_leaf(fresh, term) for term in known]
+        for place, why in merged.items():
+            terms = list(self.constant_along(tuple(terms), [place], shape, why))
         for axes in together:
-            leaf_axes = sorted(axis for i in axes if (axis := fresh.dims[i]) is not None)
-            terms.append(self.equations.new([shape[axis] for axis in leaf_axes], tuple(leaf_axes)))
+            own = sorted(axis for i in axes if (axis := fresh.dims[i]) is not None)
+            leaf_axes = tuple(axis for axis in own if axis not in merged)
+            if leaf_axes or not own:
+                terms.append(self.equations.new([shape[axis] for axis in leaf_axes], leaf_axes))
         self.leaf_scales[fresh.name] = tuple(terms)
         scale = self.read(fresh)
         assert not isinstance(scale, Free | Fresh)
         return scale
+
+    def merge(self, fresh: Fresh, axes: Sequence[int], why: Why) -> None:
+        """A fresh leaf has one scale for all positions along the axes, as where one of them is picked by a number."""
+        leaf_axes = (fresh.dims[i] for i in axes)
+        self._merged[fresh.name].update({axis: why for axis in leaf_axes if axis is not None})
+
+    def free_entries(self, number: int, shape: Sequence[int], axes: tuple[int, ...]) -> Term:
+        """Unknowns for entries that take any scale; the same ones when a loop comes to the same equation again."""
+        key = (*map(id, self.path), number)
+        if key not in self._free_entries:
+            self._free_entries[key] = self.equations.new(shape, axes)
+        return self._free_entries[key]
 
     def adopt(self, fresh: Fresh, scale: Scale, sizes: Sequence[int], why: Why) -> Scale:
         """Give a fresh leaf the scale of what it is added to."""

@@ -9,7 +9,7 @@ from jax import lax
 
 from .compat import JaxprEqn
 from .inference import FREE, Free, Fresh, ScaleInference, Value
-from .scales import NONE, TRIVIAL, Term
+from .scales import NONE, TRIVIAL, Term, Why
 from .tables import in_shape, out_shape, register_family, why
 
 
@@ -123,21 +123,21 @@ def _pads(inference: ScaleInference, eqn: JaxprEqn, value: Value, padding: Value
     config = eqn.params["padding_config"]
     padded_axes = {axis for axis, padding in enumerate(config) if tuple(padding) != (0, 0, 0)}
     padded: list[Term] = []
-    for term in inference.scale(value):
+    for number, term in enumerate(inference.scale(value)):
         if not padded_axes & set(term.axes):
             padded.append(term)
             continue
         # Zeros take any scale: unknowns of their own leave them free to.
-        wide = inference.equations.new([out_sizes[axis] for axis in term.axes], term.axes)
+        free = inference.free_entries(number, [out_sizes[axis] for axis in term.axes], term.axes)
+        unknowns, coefficients = free.unknowns.copy(), free.coefficients.copy()
         at = []
         for axis in term.axes:
             low, _, interior = config[axis]
             at.append(low + np.arange(sizes[axis]) * (interior + 1))
         inside = [(where >= 0) & (where < out_sizes[axis]) for where, axis in zip(at, term.axes, strict=True)]
         target, origin = np.ix_(*(w[i] for w, i in zip(at, inside, strict=True))), np.ix_(*map(np.flatnonzero, inside))
-        wide.unknowns[target] = term.unknowns[origin]
-        wide.coefficients[target] = term.coefficients[origin]
-        padded.append(wide)
+        unknowns[target], coefficients[target] = term.unknowns[origin], term.coefficients[origin]
+        padded.append(Term(term.axes, unknowns, coefficients))
     return [tuple(padded)]
 
 
@@ -164,7 +164,7 @@ def _concatenates(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> S
             if number < len(terms):
                 parts.append(terms[number].over(lengths))
             elif isinstance(value, Free) and number == 0:
-                parts.append(inference.equations.new(shape, axes))
+                parts.append(inference.free_entries(index, shape, axes))
             else:
                 parts.append(Term(axes, np.full(shape, NONE), np.zeros(shape)))
         place = axes.index(axis)
@@ -200,6 +200,15 @@ def _tiles(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[V
     return [tuple(map(tiled, inference.scale(value)))]
 
 
+def _one_of(inference: ScaleInference, value: Value, axes: Sequence[int], sizes: Sequence[int], reason: Why) -> Value:
+    """The value at positions along the axes that only running the program tells: all have one scale."""
+    if isinstance(value, tuple):
+        return inference.constant_along(value, axes, sizes, reason)
+    if isinstance(value, Fresh):
+        inference.merge(value, axes, reason)
+    return value
+
+
 def _gathers(inference: ScaleInference, eqn: JaxprEqn, value: Value, indices: Value) -> Sequence[Value]:
     value, sizes, why_not = inference.read(value), in_shape(eqn), why(eqn)
     inference.trivial(indices, in_shape(eqn, 1), why_not)
@@ -208,8 +217,7 @@ def _gathers(inference: ScaleInference, eqn: JaxprEqn, value: Value, indices: Va
     numbers, slice_sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     picked = [axis for axis, size in enumerate(sizes) if slice_sizes[axis] != size or axis in hidden]
-    if not isinstance(value, Fresh):
-        value = inference.constant_along(value, picked, sizes, why_not)
+    value = _one_of(inference, value, picked, sizes, why_not)
     windows = [axis for axis in range(len(sizes)) if axis not in hidden]
     places = {axis: place for axis, place in zip(windows, numbers.offset_dims, strict=True) if axis not in picked}
     return [_renamed(value, places, len(out_shape(eqn)))]
@@ -218,10 +226,8 @@ def _gathers(inference: ScaleInference, eqn: JaxprEqn, value: Value, indices: Va
 def _slices_dynamically(inference: ScaleInference, eqn: JaxprEqn, value: Value, *starts: Value) -> Sequence[Value]:
     value, sizes, out_sizes = inference.read(value), in_shape(eqn), out_shape(eqn)
     whole = {axis: axis for axis, size in enumerate(sizes) if out_sizes[axis] == size}
-    if isinstance(value, tuple):
-        picked = [axis for axis in range(len(sizes)) if axis not in whole]
-        value = inference.constant_along(value, picked, sizes, why(eqn))
-    return [_renamed(value, whole, len(sizes))]
+    picked = [axis for axis in range(len(sizes)) if axis not in whole]
+    return [_renamed(_one_of(inference, value, picked, sizes, why(eqn)), whole, len(sizes))]
 
 
 def _updates_slice(

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .building import case, floats, integers, linen, of_nnx, shapes
@@ -220,3 +221,29 @@ def vmapped_layers():
         return layer(x, params["w"], params["b"]) @ params["v"]
 
     return fn, shapes(w=(2, 3), b=(3,), v=(3, 2)), (floats(3, 2),)
+
+
+# Each unit moves on to its neighbour's place: they have one scale in common.
+@case(units=1)
+def shift_register():
+    def fn(params, x):
+        def step(h, x):
+            return relu(x @ params["w"] + jnp.pad(h[1:], (0, 1))), None
+
+        return jax.lax.scan(step, jnp.zeros(3), x)[0] @ params["v"]
+
+    return fn, shapes(w=(2, 3), v=(3, 2)), (floats(5, 2),)
+
+
+PADDED = np.array([1, 1, 1, 0, 0])[:, None] * np.ones((5, 3))
+
+
+@case(units=3 + 3, masked={"u": PADDED, "v": PADDED[:, :2]})
+def one_padding_function_called_twice():
+    pad = jax.jit(lambda h: jnp.pad(h, ((0, 0), (0, 2))))
+
+    def fn(params, x):
+        h = pad(relu(x @ params["w"]))
+        return pad(relu(h @ params["u"])) @ params["v"]
+
+    return fn, shapes(w=(2, 3), u=(5, 3), v=(5, 2)), (floats(3, 2),)

@@ -167,3 +167,23 @@ def shared_convolution():
         return nn.Dense(2)(jnp.concatenate([nn.relu(fine), nn.relu(coarse)], -2).mean(-2))
 
     return linen(body, floats(2, 4, 2))
+
+
+# The units of w, those between gain and v, and those between v and u.
+@case(units=4 + 4 + 2)
+def gain_with_an_axis_of_length_one_in_two_shapes():
+    def fn(params, x):
+        first = relu(x @ params["w"]) * params["gain"]
+        return relu(first + 2 * relu(x @ params["w"]) * params["gain"][0]) @ params["v"] @ params["u"]
+
+    return fn, shapes(w=(2, 4), gain=(1, 4), v=(4, 2), u=(2, 2)), (floats(3, 2),)
+
+
+@case(units=3)
+def table_read_whole_before_its_rows():
+    def fn(params, i):
+        rows = params["table"][i]
+        means = jnp.mean(params["table"] @ params["w"], 0)
+        return means + relu(rows @ params["w"]) @ params["v"]
+
+    return fn, shapes(table=(4, 3), w=(3, 2), v=(2, 2)), (integers(4, 6),)
