@@ -9,6 +9,7 @@ import tyro
 
 from benchmarks.digits import Digits
 from benchmarks.step_time import StepTime
+from benchmarks.tracing_time import TracingTime
 
 
 class Task(Protocol):
@@ -18,7 +19,7 @@ class Task(Protocol):
         """Do the task and show the results."""
 
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "step-time": StepTime}
+TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "step-time": StepTime, "tracing-time": TracingTime}
 
 
 def main() -> None:
