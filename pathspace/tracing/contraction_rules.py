@@ -6,10 +6,8 @@ import numpy as np
 from jax import lax
 
 from .compat import JaxprEqn
-from .elementwise_rules import _makes_ground
-from .inference import FREE, Free, Fresh, ScaleInference, Value
+from .inference import FREE, Free, Fresh, ScaleInference, Value, without_axes
 from .scales import NONE, TRIVIAL, Scale, Term
-from .shape_rules import _without_axes
 from .tables import in_shape, out_shape, register_family, why
 
 
@@ -78,7 +76,8 @@ def _convolves(inference: ScaleInference, eqn: JaxprEqn, image: Value, kernel: V
     """Input features cancel, output features pass through; pixels and taps carry no scale."""
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     if eqn.params["batch_group_count"] != 1:
-        return _makes_ground(inference, eqn, image, kernel)
+        inference.all_trivial(eqn, (image, kernel), why(eqn))
+        return [TRIVIAL]
     image, kernel = inference.read(image), inference.read(kernel)
     if isinstance(image, Free) or isinstance(kernel, Free):
         return [FREE]
@@ -121,7 +120,7 @@ def _reduces(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence
     if isinstance(inference.read(value), Free):
         return [FREE]
     constant = inference.constant_along(inference.scale(value), axes, sizes, why(eqn))
-    return [_without_axes(constant, axes, len(sizes))]
+    return [without_axes(constant, axes, len(sizes))]
 
 
 def _finds_position(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[Value]:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from jax import lax
 
 from .compat import JaxprEqn, scan_sizes, shape_of
-from .inference import Free, Fresh, ScaleInference, Value
-from .shape_rules import _one_of, _renamed, _without_axes
+from .inference import Free, Fresh, ScaleInference, Value, renamed, without_axes
 from .tables import in_shape, register_family, why
 
 
@@ -38,8 +37,8 @@ def _scans(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence
     slices = []
     for index in range(num_consts + num_carry, len(values)):
         sizes = in_shape(eqn, index)
-        value = _one_of(inference, inference.read(values[index]), [0], sizes, why(eqn))
-        slices.append(_without_axes(value, [0], len(sizes)))
+        value = inference.one_of(inference.read(values[index]), [0], sizes, why(eqn))
+        slices.append(without_axes(value, [0], len(sizes)))
     shapes = [in_shape(eqn, num_consts + i) for i in range(num_carry)]
 
     def body(carry: Sequence[Value]) -> list[Value]:
@@ -49,7 +48,7 @@ def _scans(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence
     stacked = []
     for var, value in zip(eqn.outvars[num_carry:], outs[num_carry:], strict=True):
         rank = len(shape_of(var)) - 1
-        stacked.append(_renamed(inference.read(value), {axis: axis + 1 for axis in range(rank)}, rank + 1))
+        stacked.append(renamed(inference.read(value), {axis: axis + 1 for axis in range(rank)}, rank + 1))
     return [*joined, *stacked]
 
 

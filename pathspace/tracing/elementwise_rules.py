@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from .compat import JaxprEqn, Literal, primitives
-from .inference import FREE, Free, Fresh, ScaleInference, Value
+from .inference import FREE, Free, Fresh, ScaleInference, Value, renamed
 from .scales import TRIVIAL, Scale
-from .shape_rules import _renamed
-from .tables import in_shape as _in_shape, out_shape as _out_shape, register_family as _family, why as _why
+from .tables import in_shape, out_shape, register_family, why
 
 
 def _named(*names: str) -> list[Any]:
@@ -21,24 +20,24 @@ def _named(*names: str) -> list[Any]:
 
 def _keeps_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
     if not all(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars if hasattr(var.aval, "dtype")):
-        inference.all_trivial(eqn, values, _why(eqn))
+        inference.all_trivial(eqn, values, why(eqn))
         return [TRIVIAL] * len(eqn.outvars)
     return values
 
 
 def _broadcast(inference: ScaleInference, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
     """Scalars, and axes of length 1, among arrays of the result's shape."""
-    sizes = _out_shape(eqn)
+    sizes = out_shape(eqn)
     broadcast: list[Value] = []
     for index, value in enumerate(values):
-        own = _in_shape(eqn, index)
+        own = in_shape(eqn, index)
         kept = {axis: axis for axis, size in enumerate(own) if size == sizes[axis]}
-        broadcast.append(value if own == sizes else _renamed(inference.read(value), kept, len(sizes)))
+        broadcast.append(value if own == sizes else renamed(inference.read(value), kept, len(sizes)))
     return broadcast
 
 
 def _one_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
-    return [inference.equal(_broadcast(inference, eqn, values), _out_shape(eqn), _why(eqn))]
+    return [inference.equal(_broadcast(inference, eqn, values), out_shape(eqn), why(eqn))]
 
 
 def _compares(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
@@ -51,13 +50,13 @@ def _forgets_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> 
 
 
 def _makes_ground(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
-    inference.all_trivial(eqn, values, _why(eqn))
+    inference.all_trivial(eqn, values, why(eqn))
     return [TRIVIAL] * len(eqn.outvars)
 
 
 def _selects(inference: ScaleInference, eqn: JaxprEqn, which: Value, *cases: Value) -> Sequence[Value]:
-    inference.trivial(which, _in_shape(eqn), _why(eqn))
-    return [inference.equal(cases, _out_shape(eqn), _why(eqn))]
+    inference.trivial(which, in_shape(eqn), why(eqn))
+    return [inference.equal(cases, out_shape(eqn), why(eqn))]
 
 
 def _multiplies(sign: int, inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
@@ -68,7 +67,7 @@ def _multiplies(sign: int, inference: ScaleInference, eqn: JaxprEqn, *values: Va
         return [first]
     if isinstance(second, Fresh) and first == TRIVIAL and sign > 0:
         return [second]
-    scales = [_factor_scale(inference, pair, sign, _out_shape(eqn)) for pair in ((first, second), (second, first))]
+    scales = [_factor_scale(inference, pair, sign, out_shape(eqn)) for pair in ((first, second), (second, first))]
     return [(*scales[0], *(term.times(sign) for term in scales[1]))]
 
 
@@ -105,7 +104,7 @@ def _general_power(inference: ScaleInference, eqn: JaxprEqn, value: Value, expon
     return _makes_ground(inference, eqn, value, exponent)
 
 
-_family(
+register_family(
     _keeps_scale,
     lax.neg_p,
     lax.abs_p,
@@ -118,19 +117,23 @@ _family(
     lax.sharding_constraint_p,
     primitives.name_p,
 )
-_family(_one_scale, lax.add_p, lax.sub_p, lax.max_p, lax.min_p, lax.rem_p, primitives.add_jaxvals_p, lax.clamp_p)
-_family(_compares, lax.eq_p, lax.ne_p, lax.lt_p, lax.le_p, lax.gt_p, lax.ge_p, lax.eq_to_p, lax.lt_to_p, lax.le_to_p)
-_family(_forgets_scale, lax.sign_p, lax.is_finite_p)
-_family(_selects, lax.select_n_p)
-_family(functools.partial(_multiplies, 1), lax.mul_p)
-_family(functools.partial(_multiplies, -1), lax.div_p)
-_family(functools.partial(_power, 2), lax.square_p)
-_family(functools.partial(_power, 1 / 2), lax.sqrt_p)
-_family(functools.partial(_power, -1 / 2), lax.rsqrt_p)
-_family(functools.partial(_power, 1 / 3), lax.cbrt_p)
-_family(_integer_power, lax.integer_pow_p)
-_family(_general_power, lax.pow_p)
-_family(
+register_family(
+    _one_scale, lax.add_p, lax.sub_p, lax.max_p, lax.min_p, lax.rem_p, primitives.add_jaxvals_p, lax.clamp_p
+)
+register_family(
+    _compares, lax.eq_p, lax.ne_p, lax.lt_p, lax.le_p, lax.gt_p, lax.ge_p, lax.eq_to_p, lax.lt_to_p, lax.le_to_p
+)
+register_family(_forgets_scale, lax.sign_p, lax.is_finite_p)
+register_family(_selects, lax.select_n_p)
+register_family(functools.partial(_multiplies, 1), lax.mul_p)
+register_family(functools.partial(_multiplies, -1), lax.div_p)
+register_family(functools.partial(_power, 2), lax.square_p)
+register_family(functools.partial(_power, 1 / 2), lax.sqrt_p)
+register_family(functools.partial(_power, -1 / 2), lax.rsqrt_p)
+register_family(functools.partial(_power, 1 / 3), lax.cbrt_p)
+register_family(_integer_power, lax.integer_pow_p)
+register_family(_general_power, lax.pow_p)
+register_family(
     _makes_ground,
     *(lax.exp_p, lax.exp2_p, lax.expm1_p, lax.log_p, lax.log1p_p, lax.logistic_p, lax.tanh_p, lax.sin_p, lax.cos_p),
     *(lax.tan_p, lax.asin_p, lax.acos_p, lax.atan_p, lax.atan2_p, lax.sinh_p, lax.cosh_p, lax.asinh_p, lax.acosh_p),

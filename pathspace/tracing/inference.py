@@ -42,6 +42,24 @@ class Fresh:
 Value = Scale | Free | Fresh
 
 
+def renamed(value: Value, axis_of: dict[int, int], rank: int) -> Value:
+    """Give each axis its place in an array of that rank; axes without one have length 1."""
+    if isinstance(value, Free):
+        return value
+    if isinstance(value, Fresh):
+        dims: list[int | None] = [None] * rank
+        for axis, place in axis_of.items():
+            dims[place] = value.dims[axis]
+        return Fresh(value.name, tuple(dims), value.flipped)
+    return tuple(term.on([axis_of[axis] for axis in term.axes]) for term in value)
+
+
+def without_axes(value: Value, axes: Sequence[int], rank: int) -> Value:
+    """Remove axes of length 1."""
+    kept = [axis for axis in range(rank) if axis not in axes]
+    return renamed(value, {axis: place for place, axis in enumerate(kept)}, len(kept))
+
+
 class ScaleInference(Interpreter[Value]):
     """The equations between unit scales, and the scale of each parameter leaf as far as it is known.
 
@@ -117,8 +135,8 @@ class ScaleInference(Interpreter[Value]):
         """
         shape, merged = self.shapes[fresh.name], self._merged[fresh.name]
         terms = [self._on_leaf(fresh, term) for term in known]
-        for place, why in merged.items():
-            terms = list(self.constant_along(tuple(terms), [place], shape, why))
+        for leaf_axis, why in merged.items():
+            terms = list(self.constant_along(tuple(terms), [leaf_axis], shape, why))
         for axes in together:
             own = sorted(axis for i in axes if (axis := fresh.dims[i]) is not None)
             leaf_axes = tuple(axis for axis in own if axis not in merged)
@@ -129,10 +147,14 @@ class ScaleInference(Interpreter[Value]):
         assert not isinstance(scale, Free | Fresh)
         return scale
 
-    def merge(self, fresh: Fresh, axes: Sequence[int], why: Why) -> None:
-        """A fresh leaf has one scale for all positions along the axes, as where one of them is picked by a number."""
-        leaf_axes = (fresh.dims[i] for i in axes)
-        self._merged[fresh.name].update({axis: why for axis in leaf_axes if axis is not None})
+    def one_of(self, value: Value, axes: Sequence[int], sizes: Sequence[int], why: Why) -> Value:
+        """The value at positions along the axes that only running the program tells: all of them have one scale."""
+        if isinstance(value, tuple):
+            return self.constant_along(value, axes, sizes, why)
+        if isinstance(value, Fresh):
+            leaf_axes = (value.dims[i] for i in axes)
+            self._merged[value.name].update({axis: why for axis in leaf_axes if axis is not None})
+        return value
 
     def free_entries(self, number: int, shape: Sequence[int], axes: tuple[int, ...]) -> Term:
         """Unknowns for entries that take any scale; the same ones when a loop comes to the same equation again."""

@@ -8,43 +8,26 @@ import numpy as np
 from jax import lax
 
 from .compat import JaxprEqn
-from .inference import FREE, Free, Fresh, ScaleInference, Value
-from .scales import NONE, TRIVIAL, Term, Why
+from .inference import FREE, Free, Fresh, ScaleInference, Value, renamed, without_axes
+from .scales import NONE, TRIVIAL, Term
 from .tables import in_shape, out_shape, register_family, why
-
-
-def _renamed(value: Value, axis_of: dict[int, int], rank: int) -> Value:
-    """Give each axis its place in an array of that rank; axes without one have length 1."""
-    if isinstance(value, Free):
-        return value
-    if isinstance(value, Fresh):
-        dims: list[int | None] = [None] * rank
-        for axis, place in axis_of.items():
-            dims[place] = value.dims[axis]
-        return Fresh(value.name, tuple(dims), value.flipped)
-    return tuple(term.on([axis_of[axis] for axis in term.axes]) for term in value)
 
 
 def _broadcast(inference: ScaleInference, eqn: JaxprEqn, value: Value, *_: Value) -> Sequence[Value]:
     sizes, out_sizes = in_shape(eqn), out_shape(eqn)
     places = enumerate(map(int, eqn.params["broadcast_dimensions"]))
     kept = {axis: place for axis, place in places if sizes[axis] == out_sizes[place]}
-    return [_renamed(inference.read(value), kept, len(out_sizes))]
+    return [renamed(inference.read(value), kept, len(out_sizes))]
 
 
 def _transposes(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
     permutation = [int(axis) for axis in eqn.params["permutation"]]
     places = {axis: place for place, axis in enumerate(permutation)}
-    return [_renamed(inference.read(value), places, len(permutation))]
-
-
-def _without_axes(value: Value, axes: Sequence[int], rank: int) -> Value:
-    kept = [axis for axis in range(rank) if axis not in axes]
-    return _renamed(value, {axis: place for place, axis in enumerate(kept)}, len(kept))
+    return [renamed(inference.read(value), places, len(permutation))]
 
 
 def _squeezes(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
-    return [_without_axes(inference.read(value), eqn.params["dimensions"], len(in_shape(eqn)))]
+    return [without_axes(inference.read(value), eqn.params["dimensions"], len(in_shape(eqn)))]
 
 
 def _reshapes(inference: ScaleInference, eqn: JaxprEqn, value: Value, *_: Value) -> Sequence[Value]:
@@ -58,7 +41,7 @@ def _reshapes(inference: ScaleInference, eqn: JaxprEqn, value: Value, *_: Value)
     places = {old[0]: new[0] for old, new in blocks if len(old) == len(new) == 1}
     if isinstance(value, Fresh):
         if all(len(old) == len(new) <= 1 for old, new in blocks):
-            return [_renamed(value, places, len(out_sizes))]
+            return [renamed(value, places, len(out_sizes))]
         value = inference.settle(value, [old for old, _ in blocks])
     return [tuple(_reshaped(term, blocks, sizes, out_sizes) for term in value)]
 
@@ -178,7 +161,7 @@ def _concatenates(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> S
 def _stacks(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
     one = inference.read(inference.equal(values, in_shape(eqn), why(eqn)))
     axis, rank = eqn.params["axis"], len(in_shape(eqn))
-    return [_renamed(one, {i: i + (i >= axis) for i in range(rank)}, rank + 1)]
+    return [renamed(one, {i: i + (i >= axis) for i in range(rank)}, rank + 1)]
 
 
 def _unstacks(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
@@ -186,7 +169,7 @@ def _unstacks(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequenc
     if isinstance(inference.read(value), Free):
         return [FREE] * len(eqn.outvars)
     constant = inference.constant_along(inference.scale(value), [axis], sizes, why(eqn))
-    return [_without_axes(constant, [axis], len(sizes))] * len(eqn.outvars)
+    return [without_axes(constant, [axis], len(sizes))] * len(eqn.outvars)
 
 
 def _tiles(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
@@ -200,15 +183,6 @@ def _tiles(inference: ScaleInference, eqn: JaxprEqn, value: Value) -> Sequence[V
     return [tuple(map(tiled, inference.scale(value)))]
 
 
-def _one_of(inference: ScaleInference, value: Value, axes: Sequence[int], sizes: Sequence[int], reason: Why) -> Value:
-    """The value at positions along the axes that only running the program tells: all have one scale."""
-    if isinstance(value, tuple):
-        return inference.constant_along(value, axes, sizes, reason)
-    if isinstance(value, Fresh):
-        inference.merge(value, axes, reason)
-    return value
-
-
 def _gathers(inference: ScaleInference, eqn: JaxprEqn, value: Value, indices: Value) -> Sequence[Value]:
     value, sizes, why_not = inference.read(value), in_shape(eqn), why(eqn)
     inference.trivial(indices, in_shape(eqn, 1), why_not)
@@ -217,17 +191,17 @@ def _gathers(inference: ScaleInference, eqn: JaxprEqn, value: Value, indices: Va
     numbers, slice_sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     picked = [axis for axis, size in enumerate(sizes) if slice_sizes[axis] != size or axis in hidden]
-    value = _one_of(inference, value, picked, sizes, why_not)
+    value = inference.one_of(value, picked, sizes, why_not)
     windows = [axis for axis in range(len(sizes)) if axis not in hidden]
     places = {axis: place for axis, place in zip(windows, numbers.offset_dims, strict=True) if axis not in picked}
-    return [_renamed(value, places, len(out_shape(eqn)))]
+    return [renamed(value, places, len(out_shape(eqn)))]
 
 
 def _slices_dynamically(inference: ScaleInference, eqn: JaxprEqn, value: Value, *starts: Value) -> Sequence[Value]:
     value, sizes, out_sizes = inference.read(value), in_shape(eqn), out_shape(eqn)
     whole = {axis: axis for axis, size in enumerate(sizes) if out_sizes[axis] == size}
     picked = [axis for axis in range(len(sizes)) if axis not in whole]
-    return [_renamed(_one_of(inference, value, picked, sizes, why(eqn)), whole, len(sizes))]
+    return [renamed(inference.one_of(value, picked, sizes, why(eqn)), whole, len(sizes))]
 
 
 def _updates_slice(
@@ -264,7 +238,7 @@ def _scatters(
             partial = [axis for axis in range(len(part_sizes)) if axis not in kept]
             part = inference.constant_along(inference.scale(part), partial, part_sizes, why_not)
         parts.append(part)
-    parts[1] = _renamed(parts[1], {axis: places[axis] for axis in whole}, len(sizes))
+    parts[1] = renamed(parts[1], {axis: places[axis] for axis in whole}, len(sizes))
     return [inference.equal(parts, sizes, why_not)]
 
 
