@@ -283,9 +283,20 @@ def _np_rnn_input(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -
 
 def _normalized_positive_definite(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     units = shape[-1]
-    # Eigenvalues are not available in half precision, and `float` alone would promote as a weak type.
+    # Half precision is too coarse for this, and `float` alone would promote as a weak type.
     at_least_single = jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
     random = jax.random.normal(key, shape, at_least_single)
     shifted = random.T @ random / units + jnp.eye(units, dtype=random.dtype)
-    # The eigenvalues are in ascending order.
-    return (shifted / jnp.linalg.eigvalsh(shifted)[-1]).astype(dtype)
+    return (shifted / _largest_eigenvalue(shifted)).astype(dtype)
+
+
+def _largest_eigenvalue(matrix: Float[Array, "units units"]) -> Float[Array, ""]:
+    """Of a positive definite matrix: the limit of the norm of its 2^k-th power, to the power 1 / 2^k."""
+    # Not `eigvalsh`: under `vmap` on several CPU devices at once, XLA's calls of LAPACK wait for each other forever.
+
+    def square(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        power, log_eigenvalue = carry
+        norm = jnp.linalg.norm(power)
+        return jnp.matmul(power / norm, power / norm, precision="highest"), log_eigenvalue + jnp.log(norm) / 2.0**step
+
+    return jnp.exp(jax.lax.fori_loop(0, 30, square, (matrix, jnp.zeros((), matrix.dtype)))[1])
