@@ -38,6 +38,8 @@ def in_path_space(
     The update is the difference between new and old weights, so this transformation comes **last** in a chain: learning
     rate, momentum and weight decay belong into `inner`. What comes before it keeps the invariance only if it keeps
     sum_in w g = sum_out w g for each unit, as `optax.clip_by_global_norm` does (see `conservation_error`).
+    `optax.inject_hyperparams` takes the skeleton and `max_ratio` for static arguments:
+    `optax.inject_hyperparams(g_sgd, static_args=["skeleton", "max_ratio"])`.
 
     Args:
       inner: the transformation, with its learning rate.

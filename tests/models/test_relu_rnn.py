@@ -169,6 +169,15 @@ def test_np_rnn_start(x64):
     assert_allclose(np.std(leaves["readout/kernel"]), np.sqrt(2 / (80 + 70)), rtol=0.05)
 
 
+def test_np_rnn_start_calls_no_eigenvalue_solver():
+    """Under vmap on several CPU devices such calls wait for each other forever."""
+
+    def start(key):
+        return nnx.state(ReluRNN(3, [4], 2, start="np_rnn", rngs=nnx.Rngs(key)), nnx.Param)
+
+    assert "eigh" not in str(jax.make_jaxpr(start)(jax.random.key(0)))
+
+
 def assert_fills(array, bound):
     assert bound * 0.98 < np.max(np.abs(array)) <= bound
     assert_allclose(np.mean(array), 0, atol=0.05 * bound)
