@@ -93,7 +93,7 @@ class TracingTime:
             model = _Transformer(50257, self.width, heads=12, layers=layers)
             models.append((f"transformer, {layers} layers", model, tokens))
         table = Table(title="Seconds to find the reduction graph")
-        table.add_column("model")
+        table.add_column("model", no_wrap=True)
         for column in ("weights", "units", "equations", "JAX's tracing", "all"):
             table.add_column(column, justify="right")
         for name, each, x in track(models, description="Tracing"):
