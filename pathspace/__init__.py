@@ -7,6 +7,10 @@ from .basis import (
     weight_allocation as weight_allocation,
 )
 from .graph import ReductionGraph as ReductionGraph
+from .norms import (
+    path_network as path_network,
+    path_norm as path_norm,
+)
 from .optimizers import (
     PathSpaceState as PathSpaceState,
     g_adam as g_adam,

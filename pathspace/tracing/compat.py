@@ -62,6 +62,11 @@ def shape_of(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
+def is_inexact(var: Any) -> bool:
+    """Whether a variable of a jaxpr holds floating-point numbers."""
+    return jnp.issubdtype(getattr(var.aval, "dtype", jnp.int32), jnp.inexact)
+
+
 def is_numeric(value: Any) -> bool:
     """Whether a constant holds plain numbers (random keys do not)."""
     return hasattr(value, "dtype") and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)

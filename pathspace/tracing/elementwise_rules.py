@@ -4,10 +4,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 
-from .compat import JaxprEqn, Literal, primitives
+from .compat import JaxprEqn, Literal, is_inexact, primitives
 from .inference import FREE, Free, Fresh, ScaleInference, Value, renamed
 from .scales import TRIVIAL, Scale
 from .tables import in_shape, out_shape, register_family, why
@@ -19,7 +18,7 @@ def _named(*names: str) -> list[Any]:
 
 
 def _keeps_scale(inference: ScaleInference, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
-    if not all(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars if hasattr(var.aval, "dtype")):
+    if not all(map(is_inexact, eqn.outvars)):
         inference.all_trivial(eqn, values, why(eqn))
         return [TRIVIAL] * len(eqn.outvars)
     return values

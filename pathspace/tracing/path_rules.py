@@ -1,0 +1,348 @@
+"""Rules of the primitives in the path network: inputs are ones, every ReLU is the identity, every maximum a sum."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from .compat import JaxprEqn, is_inexact, is_numeric, place, primitives, scan_sizes
+from .interpreter import Interpreter, Rule
+from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to, signal
+from .tables import out_shape
+
+PATH_RULES: dict[Any, Rule] = {}
+
+
+class PathNetwork(Interpreter[Value]):
+    """Evaluates a jaxpr as a path network.
+
+    Attributes:
+      p: the power of weights.
+      rescales: whether sums are kept from overflowing, by a factor that a signal's entries have in common.
+    """
+
+    def __init__(self, p: float | int, rescales: bool):
+        super().__init__(PATH_RULES)
+        self.p = p
+        self.rescales = rescales
+
+    def constant(self, value: Any) -> Value:
+        return Constant(value)
+
+    def unknown(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
+        if all(isinstance(value, Constant) for value in values):
+            outs = eqn.primitive.bind(*(value.array for value in values), **eqn.params)  # type: ignore[union-attr]
+            return [Constant(out) for out in (outs if eqn.primitive.multiple_results else [outs])]
+        if all(isinstance(value, Constant | Data) for value in values):
+            return [DATA] * len(eqn.outvars)
+        what = "parameters" if all(isinstance(value, Constant | Weight) for value in values) else "activations"
+        raise ValueError(
+            f"path-norms need networks that are positively homogeneous, but {eqn.primitive} of {what} is not, "
+            f"or not known to be ({place(eqn) or 'place unknown'})."
+        )
+
+    def powered(self, raw: Any) -> Array:
+        """|raw|^p."""
+        return jnp.abs(raw) ** self.p
+
+    def weight(self, value: Constant | Weight) -> Weight:
+        """Constants are weights that do not change."""
+        return value if isinstance(value, Weight) else Weight(jnp.asarray(value.array), self.powered(value.array))
+
+    def signal(self, value: Value) -> Signal:
+        """Sums over paths, with nothing that awaits merging."""
+        if isinstance(value, Data):
+            raise ValueError(
+                "path-norms need networks that are positively homogeneous, not ones that compute with data."
+            )
+        if not isinstance(value, Signal):
+            return signal(self.weight(value).path)
+        return value if value.offset is None else self.sum_of(Signal(value.path, value.shift), value.offset.path)
+
+    def sum_of(self, *parts: Signal | Array) -> Signal:
+        """The sum over the paths of several values."""
+        signals = [part if isinstance(part, Signal) else signal(part) for part in parts]
+        shift = functools.reduce(jnp.maximum, [part.shift for part in signals])
+        return Signal(sum(shifted_to(part, shift) for part in signals), shift)
+
+    def tempered(self, value: Signal) -> Signal:
+        """The same sums, the largest of them moved into the common factor."""
+        if not self.rescales:
+            return value
+        largest = lax.stop_gradient(jnp.max(value.path, initial=0))
+        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        return Signal(value.path / scale, value.shift + jnp.log(scale), value.offset)
+
+    def merged(self, raw: Array, linear: Array) -> Weight:
+        """A sum of weights with signs: |raw|^p, that changes with each of its squared terms as `linear` does."""
+        return Weight(raw, lax.stop_gradient(self.powered(raw) - linear) + linear)
+
+
+def _register(rule: Rule, *members: Any) -> None:
+    PATH_RULES.update(dict.fromkeys(members, rule))
+
+
+def _apply(eqn: JaxprEqn, *arrays: Any) -> Any:
+    return eqn.primitive.bind(*arrays, **eqn.params)
+
+
+def _all_constant(values: Sequence[Value]) -> bool:
+    return all(isinstance(value, Constant) for value in values)
+
+
+def _weights_only(values: Sequence[Value]) -> bool:
+    return all(isinstance(value, Constant | Weight) for value in values)
+
+
+def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
+    """Entries move or are summed up, each with weight 1 or -1."""
+    if not isinstance(value, Signal | Weight):
+        return network.unknown(eqn, (value, *rest))
+    if not is_inexact(eqn.outvars[0]):
+        return [DATA]
+    indices = [other.array for other in rest if isinstance(other, Constant)]
+    if len(indices) < len(rest):
+        return network.unknown(eqn, (value, *rest))
+
+    def of_weight(weight: Weight) -> Weight:
+        return network.merged(_apply(eqn, weight.raw, *indices), jnp.abs(_apply(eqn, weight.path, *indices)))
+
+    if isinstance(value, Weight):
+        return [of_weight(value)]
+    offset = None if value.offset is None else of_weight(value.offset)
+    return [Signal(jnp.abs(_apply(eqn, value.path, *indices)), value.shift, offset)]
+
+
+def _is_identity(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    return [network.signal(value)] if isinstance(value, Signal) else network.unknown(eqn, [value])
+
+
+def _adds(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    if isinstance(first, Data) or isinstance(second, Data) or _all_constant((first, second)):
+        return network.unknown(eqn, (first, second))
+    if isinstance(first, Constant | Weight) and isinstance(second, Constant | Weight):
+        a, b = network.weight(first), network.weight(second)
+        return [network.merged(_apply(eqn, a.raw, b.raw), a.path + b.path)]
+    if isinstance(first, Signal) and isinstance(second, Signal):
+        return [network.sum_of(network.signal(first), network.signal(second))]
+    stream, other = (first, second) if isinstance(first, Signal) else (second, first)
+    assert isinstance(stream, Signal) and isinstance(other, Constant | Weight)
+    added = network.weight(other)
+    if isinstance(other, Weight) and stream.offset is None:
+        return [network.sum_of(stream, added.path)]
+    # The stream's own sign does not matter, only that of the offset relative to what is added.
+    before = stream.offset or Weight(jnp.zeros_like(stream.path), jnp.zeros_like(stream.path))
+    raws = (before.raw, added.raw) if isinstance(first, Signal) else (added.raw, before.raw)
+    return [Signal(stream.path, stream.shift, network.merged(_apply(eqn, *raws), before.path + added.path))]
+
+
+def _multiplies(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    factors = [value for value in (first, second) if not isinstance(value, Data)]
+    if len(factors) == 1 and isinstance(factors[0], Signal) and eqn.primitive is lax.mul_p:
+        return factors  # a mask of zeros and ones
+    if len(factors) < 2 or _all_constant(factors) or (isinstance(second, Signal) and eqn.primitive is lax.div_p):
+        return network.unknown(eqn, (first, second))
+    if isinstance(first, Signal) and isinstance(second, Signal):
+        return network.unknown(eqn, (first, second))
+    if not isinstance(first, Signal) and not isinstance(second, Signal):
+        a, b = (network.weight(value) for value in factors)  # type: ignore[arg-type]
+        return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
+    stream, other = (first, second) if isinstance(first, Signal) else (second, first)
+    assert isinstance(stream, Signal) and isinstance(other, Constant | Weight)
+    by = network.weight(other)
+    offset = stream.offset and Weight(_apply(eqn, stream.offset.raw, by.raw), _apply(eqn, stream.offset.path, by.path))
+    return [Signal(_apply(eqn, stream.path, by.path), stream.shift, offset)]
+
+
+def _contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    if _all_constant((first, second)) or isinstance(first, Data) or isinstance(second, Data):
+        return network.unknown(eqn, (first, second))
+    if isinstance(first, Signal) and isinstance(second, Signal):
+        return network.unknown(eqn, (first, second))
+    if not isinstance(first, Signal) and not isinstance(second, Signal):
+        a, b = network.weight(first), network.weight(second)
+        return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
+    if isinstance(first, Signal):
+        stream = network.signal(first)
+        path = _apply(eqn, stream.path, network.weight(second).path)  # type: ignore[arg-type]
+    else:
+        stream = network.signal(second)
+        path = _apply(eqn, network.weight(first).path, stream.path)
+    return [network.tempered(Signal(path, stream.shift))]
+
+
+def _sums_windows(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    if not isinstance(value, Signal):
+        return network.unknown(eqn, [value])
+    stream = network.signal(value)
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    path = lax.reduce_window(stream.path, np.zeros((), stream.path.dtype), lax.add, *(eqn.params[n] for n in names))
+    return [network.tempered(Signal(path, stream.shift))]
+
+
+def _sums_maximum(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    if not isinstance(value, Signal):
+        return network.unknown(eqn, [value])
+    stream = network.signal(value)
+    return [network.tempered(Signal(jnp.sum(stream.path, tuple(eqn.params["axes"])), stream.shift))]
+
+
+def _takes_larger(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    values = first, second
+    if isinstance(first, Signal) and isinstance(second, Signal):
+        return [network.sum_of(network.signal(first), network.signal(second))]
+    streams = [value for value in values if isinstance(value, Signal)]
+    bounds = [value.array for value in values if isinstance(value, Constant)]
+    if len(streams) == len(bounds) == 1 and is_numeric(np.asarray(bounds[0])) and _is_homogeneous(bounds[0]):
+        return [network.signal(streams[0])]
+    return network.unknown(eqn, values)
+
+
+def _is_homogeneous(bound: Any) -> bool:
+    """Whether a bound stays what it is whatever it is multiplied by."""
+    return not isinstance(bound, jax.core.Tracer) and bool(np.all((bound == 0) | np.isinf(bound)))
+
+
+def _selects(network: PathNetwork, eqn: JaxprEqn, which: Value, *cases: Value) -> Sequence[Value]:
+    if _all_constant(cases) and not isinstance(which, Constant):
+        return [DATA]
+    if any(isinstance(case, Data) for case in cases) or _all_constant((which, *cases)):
+        return network.unknown(eqn, (which, *cases))
+    streams = [network.signal(case) for case in cases]
+    shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
+    paths = [jnp.broadcast_to(shifted_to(stream, shift), out_shape(eqn)) for stream in streams]
+    if isinstance(which, Constant):
+        return [Signal(_apply(eqn, which.array, *paths), shift)]
+    return [Signal(functools.reduce(jnp.maximum, paths), shift)]
+
+
+def _compares(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
+    return network.unknown(eqn, values) if _all_constant(values) else [DATA] * len(eqn.outvars)
+
+
+def _splits(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    if isinstance(value, Weight):
+        return [Weight(*pair) for pair in zip(_apply(eqn, value.raw), _apply(eqn, value.path), strict=True)]
+    if isinstance(value, Signal):
+        stream = network.signal(value)
+        return [Signal(part, stream.shift) for part in _apply(eqn, stream.path)]
+    return network.unknown(eqn, [value])
+
+
+def _joins(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
+    """Entries of several arrays side by side, zeros among them."""
+    if _all_constant(values) or any(isinstance(value, Data) for value in values):
+        return network.unknown(eqn, values)
+    if _weights_only(values):
+        weights = [network.weight(value) for value in values]  # type: ignore[arg-type]
+        return [Weight(_apply(eqn, *(w.raw for w in weights)), _apply(eqn, *(w.path for w in weights)))]
+    streams = [network.signal(value) for value in values]
+    shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
+    return [Signal(_apply(eqn, *(shifted_to(stream, shift) for stream in streams)), shift)]
+
+
+def _picks(network: PathNetwork, eqn: JaxprEqn, value: Value, *indices: Value) -> Sequence[Value]:
+    """What data picks may be any of the entries: the ones input meets them all."""
+    if not isinstance(value, Signal | Weight) or all(isinstance(index, Constant) for index in indices):
+        return _is_linear(network, eqn, value, *indices)
+    if eqn.primitive is not lax.gather_p:
+        return network.unknown(eqn, (value, *indices))
+    stream = network.signal(value)
+    numbers, slice_sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    picked = tuple(axis for axis, size in enumerate(stream.path.shape) if axis in hidden or slice_sizes[axis] != size)
+    windows = [axis for axis in range(stream.path.ndim) if axis not in hidden]
+    sums = jnp.sum(stream.path, picked)
+    places = [place for axis, place in zip(windows, numbers.offset_dims, strict=True) if axis not in picked]
+    return [Signal(lax.broadcast_in_dim(sums, out_shape(eqn), places), stream.shift)]
+
+
+def _scans(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
+    num_consts, num_carry = scan_sizes(eqn)
+    consts, carry, sliced = values[:num_consts], list(values[num_consts:][:num_carry]), values[num_consts + num_carry :]
+
+    def body(carry: Sequence[Value], slices: Sequence[Value]) -> list[Value]:
+        outs = network.walk(eqn.params["jaxpr"], [*consts, *carry, *slices])
+        return [network.signal(out) if isinstance(out, Signal) else out for out in outs]
+
+    # The factor that a signal's entries have in common lies along no axis: in slices it is the same each time.
+    streams = {i: network.signal(value) for i, value in enumerate(sliced) if isinstance(value, Signal)}
+    stacked = [streams[i].path if i in streams else value for i, value in enumerate(sliced)]
+
+    def unstacked(slices: Sequence[Any]) -> list[Value]:
+        return [Signal(value, streams[i].shift) if i in streams else value for i, value in enumerate(slices)]
+
+    def first(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+
+    while True:
+        kinds = jax.eval_shape(lambda c, x: body(c, unstacked(x))[:num_carry], carry, jax.tree.map(first, stacked))
+        rises = [
+            not isinstance(before, Signal) and isinstance(after, Signal)
+            for before, after in zip(carry, kinds, strict=True)
+        ]
+        carry = [
+            network.signal(before) if isinstance(before, Signal) or rise else before
+            for before, rise in zip(carry, rises, strict=True)
+        ]
+        if not any(rises):
+            break
+
+    def step(carry: Sequence[Value], slices: Sequence[Any]) -> tuple[Any, Any]:
+        outs = body(carry, unstacked(slices))
+        following = [
+            network.signal(out) if isinstance(before, Signal) else out for before, out in zip(carry, outs, strict=False)
+        ]
+        return following, outs[num_carry:]
+
+    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    last, ys = lax.scan(step, carry, stacked, **options)
+    outs = []
+    for y in ys:
+        if isinstance(y, Signal):
+            shift = jnp.max(y.shift)
+            along = (-1, *(1,) * (y.path.ndim - 1))
+            y = Signal(y.path * jnp.exp(y.shift - shift).reshape(along), shift)
+        outs.append(y)
+    return [*last, *outs]
+
+
+_register(
+    _is_linear,
+    *(lax.neg_p, lax.copy_p, lax.convert_element_type_p, lax.reduce_precision_p, lax.stop_gradient_p),
+    *(lax.optimization_barrier_p, primitives.name_p, lax.reshape_p, lax.transpose_p, lax.squeeze_p),
+    *(lax.broadcast_in_dim_p, lax.rev_p, lax.slice_p, lax.reduce_sum_p, lax.cumsum_p, lax.tile_p),
+    lax.reduce_window_sum_p,
+)
+_register(_is_identity, lax.abs_p)
+_register(_adds, lax.add_p, lax.sub_p, primitives.add_jaxvals_p)
+_register(_multiplies, lax.mul_p, lax.div_p)
+_register(_contracts, lax.dot_general_p, lax.conv_general_dilated_p)
+_register(_sums_windows, lax.reduce_window_max_p, lax.reduce_window_min_p)
+_register(_sums_maximum, lax.reduce_max_p, lax.reduce_min_p)
+_register(_takes_larger, lax.max_p, lax.min_p)
+_register(_selects, lax.select_n_p)
+_register(
+    _compares,
+    *(
+        lax.eq_p,
+        lax.ne_p,
+        lax.lt_p,
+        lax.le_p,
+        lax.gt_p,
+        lax.ge_p,
+        lax.sign_p,
+        lax.is_finite_p,
+        lax.argmax_p,
+        lax.argmin_p,
+    ),
+)
+_register(_splits, lax.split_p)
+_register(_joins, lax.concatenate_p, lax.pad_p)
+_register(_picks, lax.gather_p, lax.dynamic_slice_p)
+_register(_scans, lax.scan_p)

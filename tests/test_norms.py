@@ -1,0 +1,265 @@
+"""Path-norms against the enumeration of all paths."""
+
+import collections
+import itertools
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from pathspace import path_network, path_norm, random_scales, reduction_graph, rescale
+from tests.tracing.cases import CASES
+
+pytestmark = pytest.mark.usefixtures("x64")
+powers = pytest.mark.parametrize("p", [1, 2, 4])
+
+
+def normal(seed, **shapes):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+# --- enumeration: a network unrolled into nodes, with a list of (source, weight) for each ---
+
+
+class Unrolled:
+    """Nodes and the edges into each; a node without any is an input, or the 1 behind biases."""
+
+    def __init__(self):
+        self.edges = collections.defaultdict(list)
+
+    def connect(self, source, target, weight):
+        self.edges[target].append((source, float(weight)))
+
+    def products(self, node):
+        """The product of the weights along each path that ends at the node."""
+        if not self.edges[node]:
+            return [1.0]
+        return [weight * product for source, weight in self.edges[node] for product in self.products(source)]
+
+    def norm(self, outputs, p):
+        return sum(abs(product) ** p for node in outputs for product in self.products(node)) ** (1 / p)
+
+
+def connect_dense(net, sources, targets, kernel, bias=None):
+    for (i, source), (j, target) in itertools.product(enumerate(sources), enumerate(targets)):
+        net.connect(source, target, kernel[i, j])
+    if bias is not None:
+        for j, target in enumerate(targets):
+            net.connect("one", target, bias[j])
+
+
+def nodes(name, count):
+    return [(name, i) for i in range(count)]
+
+
+def mlp(params, x):
+    h = jax.nn.relu(x @ params["a"] + params["b"])
+    h = jax.nn.leaky_relu(h @ params["c"] + params["d"])
+    return h @ params["e"] + params["f"]
+
+
+MLP_SHAPES = {"a": (2, 3), "b": (3,), "c": (3, 2), "d": (2,), "e": (2, 2), "f": (2,)}
+
+
+@powers
+def test_mlp(p):
+    params = normal(0, **MLP_SHAPES)
+    net = Unrolled()
+    connect_dense(net, nodes("x", 2), nodes("h", 3), params["a"], params["b"])
+    connect_dense(net, nodes("h", 3), nodes("g", 2), params["c"], params["d"])
+    connect_dense(net, nodes("g", 2), nodes("y", 2), params["e"], params["f"])
+    assert_allclose(path_norm(mlp, params, jnp.zeros((1, 2)), p=p), net.norm(nodes("y", 2), p), rtol=1e-12)
+
+
+@powers
+@pytest.mark.parametrize("every", [False, True])
+def test_recurrent_network(p, every):
+    params = normal(1, w=(2, 3), u=(3, 3), b=(3,), v=(3, 2))
+
+    def fn(params, x):
+        def step(h, x):
+            h = jax.nn.relu(x @ params["w"] + h @ params["u"] + params["b"])
+            return h, h
+
+        last, states = jax.lax.scan(step, jnp.zeros(3), x)
+        return (states if every else last) @ params["v"]
+
+    net, steps = Unrolled(), 4
+    for t in range(steps):
+        connect_dense(net, nodes(f"x{t}", 2), nodes(f"h{t}", 3), params["w"], params["b"])
+        if t > 0:
+            connect_dense(net, nodes(f"h{t - 1}", 3), nodes(f"h{t}", 3), params["u"])
+        connect_dense(net, nodes(f"h{t}", 3), nodes(f"y{t}", 2), params["v"])
+    outputs = [node for t in (range(steps) if every else [steps - 1]) for node in nodes(f"y{t}", 2)]
+    assert_allclose(path_norm(fn, params, jnp.zeros((steps, 2)), p=p), net.norm(outputs, p), rtol=1e-12)
+
+
+@powers
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_convolutions_and_pooling(p, pool):
+    """Five pixels of one channel, two taps, two channels; pools of two pixels; a linear readout."""
+    params = normal(2, kernel=(2, 1, 2), bias=(2,), out=(4, 1))
+
+    def fn(params, x):
+        x = jax.lax.conv_general_dilated(x, params["kernel"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+        x = jax.nn.relu(x + params["bias"])
+        x = nn.max_pool(x, (2,), (2,)) if pool == "max" else nn.avg_pool(x, (2,), (2,))
+        return x.reshape(1, -1) @ params["out"]
+
+    net = Unrolled()
+    for pixel, channel in itertools.product(range(4), range(2)):
+        for tap in range(2):
+            net.connect(("x", pixel + tap), ("h", pixel, channel), params["kernel"][tap, 0, channel])
+        net.connect("one", ("h", pixel, channel), params["bias"][channel])
+        net.connect(("h", pixel, channel), ("pool", pixel // 2, channel), 1 if pool == "max" else 0.5)
+    for pixel, channel in itertools.product(range(2), range(2)):
+        net.connect(("pool", pixel, channel), "y", params["out"][2 * pixel + channel, 0])
+    assert_allclose(path_norm(fn, params, jnp.zeros((1, 5, 1)), p=p), net.norm(["y"], p), rtol=1e-12)
+
+
+@powers
+def test_residual_and_concatenated_streams(p):
+    params = normal(3, w=(2, 2), u=(2, 3), v=(5, 1))
+
+    def fn(params, x):
+        x = x + jax.nn.relu(x @ params["w"])
+        return jnp.concatenate([x, jax.nn.relu(x @ params["u"])], -1) @ params["v"]
+
+    net = Unrolled()
+    connect_dense(net, nodes("x", 2), nodes("h", 2), params["w"])
+    for i in range(2):
+        net.connect(("x", i), ("s", i), 1)
+        net.connect(("h", i), ("s", i), 1)
+    connect_dense(net, nodes("s", 2), nodes("g", 3), params["u"])
+    connect_dense(net, [*nodes("s", 2), *nodes("g", 3)], ["y"], params["v"])
+    assert_allclose(path_norm(fn, params, jnp.zeros((1, 2)), p=p), net.norm(["y"], p), rtol=1e-12)
+
+
+@powers
+def test_embedding_meets_all_rows(p):
+    params = normal(4, table=(4, 3), v=(3, 2))
+    expected = sum(
+        abs(params["table"][row, i] * params["v"][i, j]) ** p
+        for row, i, j in itertools.product(range(4), range(3), range(2))
+    ) ** (1 / p)
+    norm = path_norm(lambda params, i: params["table"][i] @ params["v"], params, jnp.zeros(1, int), p=p)
+    assert_allclose(norm, expected, rtol=1e-12)
+
+
+@powers
+def test_frozen_batch_norm_is_the_merged_affine_map(p):
+    model = nn.BatchNorm(use_running_average=True, epsilon=0.25)
+    params = normal(5, w=(2, 3), b=(3,), scale=(3,), bias=(3,), v=(3, 1))
+    statistics = {"mean": normal(6, m=(3,))["m"], "var": normal(7, m=(3,))["m"] ** 2}
+
+    def fn(params, x):
+        x = x @ params["w"] + params["b"]
+        x = model.apply({"params": {name: params[name] for name in ("scale", "bias")}, "batch_stats": statistics}, x)
+        return jax.nn.relu(x) @ params["v"]
+
+    gain = params["scale"] / jnp.sqrt(statistics["var"] + 0.25)
+    net = Unrolled()
+    connect_dense(net, nodes("x", 2), nodes("h", 3), params["w"], params["b"])
+    for i in range(3):
+        net.connect(("h", i), ("n", i), gain[i])
+        net.connect("one", ("n", i), params["bias"][i] - statistics["mean"][i] * gain[i])
+    connect_dense(net, nodes("n", 3), ["y"], params["v"])
+    assert_allclose(path_norm(fn, params, jnp.zeros((1, 2)), p=p), net.norm(["y"], p), rtol=1e-12)
+
+
+def test_path_network_is_a_polynomial_to_differentiate():
+    params = jax.tree.map(jnp.square, normal(8, **MLP_SHAPES))
+
+    def polynomial(params):
+        h = jnp.ones(2) @ params["a"] + params["b"]
+        return jnp.sum((h @ params["c"] + params["d"]) @ params["e"] + params["f"])
+
+    network = path_network(mlp)
+    x = jnp.zeros((1, 2))
+    assert_allclose(network(params, x), polynomial(params), rtol=1e-12)
+    expected = jax.grad(polynomial)(params)
+    for name, gradient in jax.jit(jax.grad(network))(params, x).items():
+        assert_allclose(gradient, expected[name], rtol=1e-12)
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    assert_allclose(jax.vmap(network, (0, None))(several, x)[0], polynomial(params), rtol=1e-12)
+
+
+def test_zero_weights_leave_no_path():
+    params = jax.tree.map(jnp.zeros_like, normal(9, **MLP_SHAPES))
+    assert path_norm(mlp, params, jnp.zeros((1, 2))) == 0
+    assert path_norm(mlp, params, jnp.zeros((1, 2)), log=True) == -math.inf
+
+
+# --- laws ---
+
+
+def _accepted(case):
+    fn, params, inputs = case.built
+    try:
+        jax.eval_shape(lambda params: path_norm(fn, params, *inputs), params)
+    except ValueError:
+        return False
+    return True
+
+
+def test_rescaling_changes_no_path_norm():
+    """On all networks of the table of traced functions that are positively homogeneous: more than half of them."""
+    accepted = [case for case in CASES if case.units and case.dtype == jnp.float64 and _accepted(case)]
+    assert len(accepted) > 110
+    for case in accepted[::4]:
+        fn, params, inputs = case.built
+        graph = reduction_graph(fn, params, *inputs, validate=False)
+        scaled = rescale(params, graph, random_scales(jax.random.key(0), graph))
+        norms = [path_norm(fn, each, *inputs, log=True) for each in (params, scaled)]
+        assert_allclose(norms[0], norms[1], rtol=1e-9, err_msg=case.name)
+
+
+def test_a_deep_network_does_not_overflow_in_logarithms():
+    layers, width = 152, 6
+    rng = np.random.default_rng(0)
+    kernels = 3 * rng.normal(size=(layers, width, width))
+
+    def fn(kernels, x):
+        for kernel in kernels:
+            x = x + jax.nn.relu(x @ kernel)
+        return x
+
+    log_sum, path = 0.0, np.ones(width)
+    for kernel in kernels:
+        path = path + path @ kernel**2
+        log_sum, path = log_sum + np.log(path.max()), path / path.max()
+    expected = (log_sum + np.log(path.sum())) / 2
+    singles = [jnp.asarray(kernel, jnp.float32) for kernel in kernels]
+    x = jax.ShapeDtypeStruct((1, width), jnp.float32)
+    assert expected > np.log(np.finfo(np.float32).max)
+    assert_allclose(path_norm(fn, singles, x, log=True), expected, rtol=1e-6)
+    assert path_norm(fn, singles, x) == math.inf
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("activation", "primitive"), [(jnp.tanh, "tanh"), (jax.nn.softmax, "exp"), (lambda x: x * x, "mul")]
+)
+def test_what_is_not_positively_homogeneous_is_named(activation, primitive):
+    def network(params, x):
+        return activation(x @ params["a"]) @ params["c"]
+
+    with pytest.raises(ValueError, match=rf"positively homogeneous, but {primitive} of activations is not") as caught:
+        path_norm(network, normal(0, **MLP_SHAPES), jnp.zeros((1, 2)))
+    assert re.search(r"\(.*:\d+.*\)|place unknown", str(caught.value))
+
+
+def test_nonlinear_functions_of_parameters_are_named():
+    def network(params, x):
+        return x @ jnp.exp(params["a"])
+
+    with pytest.raises(ValueError, match=r"but exp of parameters is not"):
+        path_norm(network, normal(0, a=(2, 2)), jnp.zeros((1, 2)))
