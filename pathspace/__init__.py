@@ -8,14 +8,19 @@ from .basis import (
 )
 from .graph import ReductionGraph as ReductionGraph
 from .norms import (
+    path_kappa as path_kappa,
     path_network as path_network,
     path_norm as path_norm,
 )
 from .optimizers import (
+    PathKappaState as PathKappaState,
     PathSpaceState as PathSpaceState,
     g_adam as g_adam,
     g_sgd as g_sgd,
     in_path_space as in_path_space,
+    path_adam as path_adam,
+    path_sgd as path_sgd,
+    scale_by_path_kappa as scale_by_path_kappa,
 )
 from .rescaling import (
     balance as balance,

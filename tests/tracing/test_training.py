@@ -103,7 +103,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-@pytest.mark.parametrize("make", [pathspace.g_sgd, pathspace.g_adam])
+@pytest.mark.parametrize("make", [pathspace.g_sgd, pytest.param(pathspace.g_adam, marks=pytest.mark.slow)])
 def test_training_through_a_traced_graph(name, make, x64):
     make_model, trained = EXAMPLES[name]
     model = make_model(nnx.Rngs(0))
