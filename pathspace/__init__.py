@@ -8,6 +8,7 @@ from .basis import (
 )
 from .graph import ReductionGraph as ReductionGraph
 from .norms import (
+    basis_path_norm as basis_path_norm,
     path_kappa as path_kappa,
     path_network as path_network,
     path_norm as path_norm,

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from .basis import basis_paths
+from .skeleton import Skeleton, in_mask, out_mask
 from .tracing.compat import trace
 from .tracing.path_rules import PathNetwork
 from .tracing.path_values import DATA, Constant, Signal, Value, Weight, signal
@@ -46,7 +48,7 @@ def path_network(fn: Callable[..., Any], *, p: float | int = 1) -> Callable[...,
 
     def total(params: PyTree, *inputs: Any) -> Array:
         roots = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf ** (1 / p)) if _is_weight(leaf) else leaf, params)
-        return sum((out.path.sum() for out in _outputs(fn, p, False, params, roots, inputs)), start=jnp.zeros(()))
+        return sum((out.path.sum() for out in _outputs(fn, p, False, params, roots, inputs)[0]), start=jnp.zeros(()))
 
     return total
 
@@ -57,7 +59,8 @@ def path_norm(
     *inputs: Any,
     p: float | int = 2,
     log: bool = False,
-) -> Array:
+    per_output: bool = False,
+) -> PyTree:
     """The l_p path-norm: (sum over all paths of |product of the weights along the path|^p)^(1/p).
 
     Node-wise rescaling does not change it.
@@ -68,9 +71,10 @@ def path_norm(
       *inputs: of one example, or shapes like it; see `path_network`.
       p: the power.
       log: return the logarithm, computed without overflow however deep the network is.
+      per_output: return a norm for each output, of the paths that end there, in a tree like the outputs.
 
     Returns:
-      A scalar.
+      A scalar, or a tree like the outputs.
 
     Raises:
       ValueError: see `path_network`.
@@ -82,11 +86,52 @@ def path_norm(
     7.2111
     """
     powers = jax.tree.map(lambda leaf: jnp.abs(leaf) ** p if _is_weight(leaf) else leaf, params)
-    outs = _outputs(fn, p, True, powers, params, inputs)
+    outs, treedef = _outputs(fn, p, True, powers, params, inputs)
+    if per_output:
+        logarithms = [(jnp.log(out.path) + out.shift) / p for out in outs]
+        return jax.tree.unflatten(treedef, logarithms if log else map(jnp.exp, logarithms))
     shift = functools.reduce(jnp.maximum, [out.shift for out in outs])
     total = sum(jnp.sum(out.path) * jnp.exp(out.shift - shift) for out in outs)
     logarithm = (jnp.log(total) + shift) / p
     return logarithm if log else jnp.exp(logarithm)
+
+
+def basis_path_norm(params: PyTree, skeleton: Skeleton) -> Float[Array, ""]:
+    """The basis-path norm: the largest of all |log|q_e|| of all-skeleton paths and all |q_e| of the other basis paths.
+
+    All-skeleton paths, e = I(v), stand in the denominators of other paths and should be neither large nor small; the
+    others should not be large. Node-wise rescaling does not change the norm. It is a regulariser: it can be
+    differentiated.
+
+    Args:
+      params: the parameters.
+      skeleton: from `choose_skeleton`; with `reference=None` for path values as in the source, otherwise they are
+        relative to the reference point.
+
+    Returns:
+      A scalar; infinite where an all-skeleton path is 0.
+
+    Raises:
+      ValueError: the tree does not match the skeleton's graph.
+
+    Source: Zheng et al., "Capacity Control of ReLU Neural Networks by Basis-path Norm" (2019).
+
+    >>> from pathspace import ReductionGraph, choose_skeleton
+    >>> params = {"hidden": {"kernel": jnp.array([[2.0], [3.0]])}, "out": {"kernel": jnp.array([[5.0, 7.0]])}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> basis_path_norm(params, choose_skeleton(graph, params, reference=None)).item()
+    15.0
+    """
+    values = skeleton.graph.weights(basis_paths(params, skeleton))
+    largest = [jnp.zeros(())]
+    for leaf in skeleton.graph.leaves:
+        gauge = out_mask(skeleton, leaf, skeleton.out_edges)
+        is_edge = ~gauge & ~(leaf.grounded(leaf.source) & leaf.grounded(leaf.target))
+        all_skeleton = in_mask(skeleton, leaf, skeleton.in_edges) & ~gauge
+        size = jnp.abs(values[leaf.name])
+        size = jnp.where(all_skeleton, jnp.abs(jnp.log(jnp.where(all_skeleton, size, 1))), size)
+        largest.append(jnp.max(jnp.where(is_edge, size, 0), initial=0))
+    return functools.reduce(jnp.maximum, largest)
 
 
 def path_kappa(fn: Callable[..., Any], params: PyTree, *inputs: Any, second_term: bool = False) -> PyTree:
@@ -156,8 +201,8 @@ def _hessian_diagonal(gradients: Callable[[list[Array]], list[Array]], at: list[
 
 def _outputs(
     fn: Callable[..., Any], p: float | int, rescales: bool, powers: PyTree, params: PyTree, inputs: tuple[Any, ...]
-) -> list[Signal]:
-    jaxpr, _ = trace(fn, params, *inputs)
+) -> tuple[list[Signal], Any]:
+    jaxpr, out_shapes = trace(fn, params, *inputs)
     network = PathNetwork(p, rescales)
     values: list[Value] = [
         Weight(raw, power) if _is_weight(raw) else Constant(raw)
@@ -166,7 +211,7 @@ def _outputs(
     values += [
         signal(jnp.ones(leaf.shape, leaf.dtype)) if _is_weight(leaf) else DATA for leaf in jax.tree.leaves(inputs)
     ]
-    return [network.signal(out) for out in network.walk(jaxpr, values)]
+    return [network.signal(out) for out in network.walk(jaxpr, values)], jax.tree.structure(out_shapes)
 
 
 def _is_weight(leaf: Any) -> bool:

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from pathspace import path_network, path_norm, random_scales, reduction_graph, rescale
+from pathspace import basis_path_norm, path_network, path_norm, random_scales, reduction_graph, rescale
+from tests.compiled import choose, rescaled
+from tests.edges import basis_paths_by_loops, skeleton_by_loops, weight_of
+from tests.examples import NETWORKS, random_scales_by_numpy
 from tests.tracing.cases import CASES
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -173,6 +176,22 @@ def test_frozen_batch_norm_is_the_merged_affine_map(p):
     assert_allclose(path_norm(fn, params, jnp.zeros((1, 2)), p=p), net.norm(["y"], p), rtol=1e-12)
 
 
+@powers
+def test_norms_of_single_outputs(p):
+    params = normal(10, **MLP_SHAPES)
+
+    def fn(params, x):
+        return {"logits": mlp(params, x), "hidden": x @ params["a"]}
+
+    norms = path_norm(fn, params, jnp.zeros((1, 2)), p=p, per_output=True)
+    assert {name: norm.shape for name, norm in norms.items()} == {"logits": (1, 2), "hidden": (1, 3)}
+    assert_allclose(norms["hidden"][0], np.sum(np.abs(params["a"]) ** p, 0) ** (1 / p), rtol=1e-12)
+    total = sum(jnp.sum(norm**p) for norm in norms.values()) ** (1 / p)
+    assert_allclose(total, path_norm(fn, params, jnp.zeros((1, 2)), p=p), rtol=1e-12)
+    logarithms = path_norm(fn, params, jnp.zeros((1, 2)), p=p, per_output=True, log=True)
+    assert_allclose(jnp.exp(logarithms["logits"]), norms["logits"], rtol=1e-12)
+
+
 def test_path_network_is_a_polynomial_to_differentiate():
     params = jax.tree.map(jnp.square, normal(8, **MLP_SHAPES))
 
@@ -194,6 +213,22 @@ def test_zero_weights_leave_no_path():
     params = jax.tree.map(jnp.zeros_like, normal(9, **MLP_SHAPES))
     assert path_norm(mlp, params, jnp.zeros((1, 2))) == 0
     assert path_norm(mlp, params, jnp.zeros((1, 2)), log=True) == -math.inf
+
+
+@pytest.mark.parametrize("network", NETWORKS[::3], ids=str)
+def test_basis_path_norm(network):
+    params = jax.tree.map(jnp.asarray, network.parameters(0))
+    skeleton = choose(network.graph, params, reference=None)
+    all_skeleton = set(skeleton_by_loops(skeleton)[0].values())
+    sizes = []
+    for edge, path in basis_paths_by_loops(skeleton).items():
+        value = abs(math.prod(weight_of(params, e) for e in path))
+        sizes.append(abs(math.log(value)) if edge in all_skeleton else value)
+    norm = jax.jit(basis_path_norm)
+    assert_allclose(norm(params, skeleton), max(sizes), rtol=1e-12)
+    equivalent = rescaled(params, network.graph, random_scales_by_numpy(network.graph, 1))
+    assert_allclose(norm(equivalent, skeleton), max(sizes), rtol=1e-10)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(norm)(params, skeleton)))
 
 
 # --- laws ---
