@@ -1,8 +1,10 @@
 """What finding the reduction graph of a large model costs."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -66,6 +68,10 @@ class _ResNet(nn.Module):
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
+def _apply(model: nn.Module, params: Any, variables: Any, x: Any) -> Any:
+    return model.apply({"params": params, **variables}, x)
+
+
 def _normalised(features: int, kernel: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv(features, (kernel, kernel), (stride, stride), use_bias=False)
     return nn.Sequential([convolution, nn.BatchNorm(use_running_average=True)])
@@ -99,10 +105,7 @@ class TracingTime:
         for name, each, x in track(models, description="Tracing"):
             variables = jax.eval_shape(each.init, jax.random.key(0), x)
             params = variables.pop("params")
-
-            def network(params, variables, x, model=each):  # type: ignore[no-untyped-def]
-                return model.apply({"params": params, **variables}, x)
-
+            network = functools.partial(_apply, each)
             begin = time.perf_counter()
             jaxpr = jax.make_jaxpr(network)(params, variables, x)
             traced = time.perf_counter()

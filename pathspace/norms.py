@@ -79,6 +79,9 @@ def path_norm(
     Raises:
       ValueError: see `path_network`.
 
+    Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
+    section 3, with p = 2.
+
     >>> params = {"first": jnp.array([[2.0, -1.0]]), "second": jnp.array([[3.0], [-4.0]])}
     >>> def network(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]

@@ -219,9 +219,7 @@ def scale_by_path_kappa(
             kappa = kappa_fn(params)
         else:
             kappa = jax.lax.cond(state.num_updates % every == 0, kappa_fn, lambda params: state.kappa, params)
-        divided = jax.tree.map(
-            lambda g, k: jnp.where(k > 0, g.astype(k.dtype) / jnp.where(k > 0, k, 1), 0), updates, kappa
-        )
+        divided = jax.tree.map(_divided, updates, kappa)
         factor = state.ratio
         if ratio == "initial":
             before, after = optax.tree.norm(updates), optax.tree.norm(divided)

@@ -79,7 +79,7 @@ class ScaleInference(Interpreter[Value]):
         self.added: set[str] = set()
         self.grounded: dict[str, Why] = {}
         self._merged: dict[str, dict[int, Why]] = collections.defaultdict(dict)
-        self._free_entries: dict[tuple[int, ...], Term] = {}
+        self._free_entries: dict[tuple[Any, ...], Term] = {}
 
     def constant(self, value: Any) -> Value:
         # Zeros in an array of JAX may be state, such as the mean of a BatchNorm before training: they can change.
@@ -158,7 +158,8 @@ class ScaleInference(Interpreter[Value]):
 
     def free_entries(self, number: int, shape: Sequence[int], axes: tuple[int, ...]) -> Term:
         """Unknowns for entries that take any scale; the same ones when a loop comes to the same equation again."""
-        key = (*map(id, self.path), number)
+        # In a later round of a loop the array may lie along other axes.
+        key = (*map(id, self.enclosing), number, axes, tuple(shape))
         if key not in self._free_entries:
             self._free_entries[key] = self.equations.new(shape, axes)
         return self._free_entries[key]

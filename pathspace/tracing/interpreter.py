@@ -17,12 +17,12 @@ class Interpreter(abc.ABC, Generic[Value]):
     Equations that only call another jaxpr (jit, checkpoint, custom derivatives) are walked into.
 
     Attributes:
-      path: the equations under evaluation, each inside the one before it.
+      enclosing: the equations under evaluation, each inside the one before it.
     """
 
     def __init__(self, rules: Mapping[Any, Rule]):
         self._rules = rules
-        self.path: list[JaxprEqn] = []
+        self.enclosing: list[JaxprEqn] = []
 
     @abc.abstractmethod
     def constant(self, value: Any) -> Value:
@@ -44,13 +44,13 @@ class Interpreter(abc.ABC, Generic[Value]):
         values.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
             ins = [read(var) for var in eqn.invars]
-            self.path.append(eqn)
+            self.enclosing.append(eqn)
             if (rule := self._rules.get(eqn.primitive)) is not None:
                 outs = rule(self, eqn, *ins)
             elif (inner := inner_call(eqn)) is not None:
                 outs = self.walk(inner, ins)
             else:
                 outs = self.unknown(eqn, ins)
-            self.path.pop()
+            self.enclosing.pop()
             values.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from .compat import JaxprEqn, is_inexact, is_numeric, place, primitives, scan_sizes
 from .interpreter import Interpreter, Rule
 from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to, signal
-from .tables import out_shape
+from .tables import out_shape, register_in
 
 PATH_RULES: dict[Any, Rule] = {}
 
@@ -35,12 +35,12 @@ class PathNetwork(Interpreter[Value]):
         return Constant(value)
 
     def unknown(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
-        if all(isinstance(value, Constant) for value in values):
-            outs = eqn.primitive.bind(*(value.array for value in values), **eqn.params)  # type: ignore[union-attr]
+        if _all_constant(values):
+            outs = _apply(eqn, *(value.array for value in values))
             return [Constant(out) for out in (outs if eqn.primitive.multiple_results else [outs])]
         if all(isinstance(value, Constant | Data) for value in values):
             return [DATA] * len(eqn.outvars)
-        what = "parameters" if all(isinstance(value, Constant | Weight) for value in values) else "activations"
+        what = "parameters" if _weights_only(values) else "activations"
         raise ValueError(
             f"path-norms need networks that are positively homogeneous, but {eqn.primitive} of {what} is not, "
             f"or not known to be ({place(eqn) or 'place unknown'})."
@@ -83,19 +83,18 @@ class PathNetwork(Interpreter[Value]):
         return Weight(raw, lax.stop_gradient(self.powered(raw) - linear) + linear)
 
 
-def _register(rule: Rule, *members: Any) -> None:
-    PATH_RULES.update(dict.fromkeys(members, rule))
+_register = functools.partial(register_in, PATH_RULES, "path")
 
 
 def _apply(eqn: JaxprEqn, *arrays: Any) -> Any:
     return eqn.primitive.bind(*arrays, **eqn.params)
 
 
-def _all_constant(values: Sequence[Value]) -> bool:
+def _all_constant(values: Sequence[Value]) -> TypeGuard[Sequence[Constant]]:
     return all(isinstance(value, Constant) for value in values)
 
 
-def _weights_only(values: Sequence[Value]) -> bool:
+def _weights_only(values: Sequence[Value]) -> TypeGuard[Sequence[Constant | Weight]]:
     return all(isinstance(value, Constant | Weight) for value in values)
 
 
@@ -142,37 +141,37 @@ def _adds(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> S
 
 
 def _multiplies(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
-    factors = [value for value in (first, second) if not isinstance(value, Data)]
-    if len(factors) == 1 and isinstance(factors[0], Signal) and eqn.primitive is lax.mul_p:
-        return factors  # a mask of zeros and ones
-    if len(factors) < 2 or _all_constant(factors) or (isinstance(second, Signal) and eqn.primitive is lax.div_p):
-        return network.unknown(eqn, (first, second))
-    if isinstance(first, Signal) and isinstance(second, Signal):
-        return network.unknown(eqn, (first, second))
-    if not isinstance(first, Signal) and not isinstance(second, Signal):
-        a, b = (network.weight(value) for value in factors)  # type: ignore[arg-type]
-        return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
-    stream, other = (first, second) if isinstance(first, Signal) else (second, first)
-    assert isinstance(stream, Signal) and isinstance(other, Constant | Weight)
-    by = network.weight(other)
+    if isinstance(first, Signal) and isinstance(second, Constant | Weight):
+        stream, by = first, network.weight(second)
+    elif isinstance(second, Signal) and isinstance(first, Constant | Weight) and eqn.primitive is lax.mul_p:
+        stream, by = second, network.weight(first)
+    elif isinstance(first, Signal) and isinstance(second, Data) and eqn.primitive is lax.mul_p:
+        return [first]  # a mask of zeros and ones
+    elif isinstance(second, Signal) and isinstance(first, Data) and eqn.primitive is lax.mul_p:
+        return [second]
+    else:
+        return _multiplies_weights(network, eqn, first, second)
     offset = stream.offset and Weight(_apply(eqn, stream.offset.raw, by.raw), _apply(eqn, stream.offset.path, by.path))
     return [Signal(_apply(eqn, stream.path, by.path), stream.shift, offset)]
 
 
+def _multiplies_weights(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    pair = first, second
+    if _all_constant(pair) or not _weights_only(pair):
+        return network.unknown(eqn, pair)
+    a, b = (network.weight(value) for value in pair)
+    return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
+
+
 def _contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
-    if _all_constant((first, second)) or isinstance(first, Data) or isinstance(second, Data):
-        return network.unknown(eqn, (first, second))
-    if isinstance(first, Signal) and isinstance(second, Signal):
-        return network.unknown(eqn, (first, second))
-    if not isinstance(first, Signal) and not isinstance(second, Signal):
-        a, b = network.weight(first), network.weight(second)
-        return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
-    if isinstance(first, Signal):
+    if isinstance(first, Signal) and isinstance(second, Constant | Weight):
         stream = network.signal(first)
-        path = _apply(eqn, stream.path, network.weight(second).path)  # type: ignore[arg-type]
-    else:
+        path = _apply(eqn, stream.path, network.weight(second).path)
+    elif isinstance(second, Signal) and isinstance(first, Constant | Weight):
         stream = network.signal(second)
         path = _apply(eqn, network.weight(first).path, stream.path)
+    else:
+        return _multiplies_weights(network, eqn, first, second)
     return [network.tempered(Signal(path, stream.shift))]
 
 
@@ -239,7 +238,7 @@ def _joins(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
     if _all_constant(values) or any(isinstance(value, Data) for value in values):
         return network.unknown(eqn, values)
     if _weights_only(values):
-        weights = [network.weight(value) for value in values]  # type: ignore[arg-type]
+        weights = [network.weight(value) for value in values]
         return [Weight(_apply(eqn, *(w.raw for w in weights)), _apply(eqn, *(w.path for w in weights)))]
     streams = [network.signal(value) for value in values]
     shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
@@ -329,18 +328,8 @@ _register(_takes_larger, lax.max_p, lax.min_p)
 _register(_selects, lax.select_n_p)
 _register(
     _compares,
-    *(
-        lax.eq_p,
-        lax.ne_p,
-        lax.lt_p,
-        lax.le_p,
-        lax.gt_p,
-        lax.ge_p,
-        lax.sign_p,
-        lax.is_finite_p,
-        lax.argmax_p,
-        lax.argmin_p,
-    ),
+    *(lax.eq_p, lax.ne_p, lax.lt_p, lax.le_p, lax.gt_p, lax.ge_p),
+    *(lax.sign_p, lax.is_finite_p, lax.argmax_p, lax.argmin_p),
 )
 _register(_splits, lax.split_p)
 _register(_joins, lax.concatenate_p, lax.pad_p)

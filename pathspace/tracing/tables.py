@@ -46,11 +46,16 @@ def register_scale_rule(primitive: Any, rule: Rule) -> None:
     register_family(rule, primitive)
 
 
+def register_in(table: dict[Any, Rule], kind: str, rule: Rule, *members: Any) -> None:
+    """Give several primitives one rule in a table."""
+    if clash := [str(primitive) for primitive in members if primitive in table]:
+        raise ValueError(f"{kind} rules exist already for {clash}: a primitive has one rule.")
+    table.update(dict.fromkeys(members, rule))
+
+
 def register_family(rule: Rule, *members: Any) -> None:
-    """Give several primitives one rule."""
-    if clash := [str(primitive) for primitive in members if primitive in SCALE_RULES]:
-        raise ValueError(f"scale rules exist already for {clash}: a primitive has one rule.")
-    SCALE_RULES.update(dict.fromkeys(members, rule))
+    """Give several primitives one scale rule."""
+    register_in(SCALE_RULES, "scale", rule, *members)
 
 
 def why(eqn: JaxprEqn) -> Why:
