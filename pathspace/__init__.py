@@ -7,9 +7,9 @@ from .basis import (
     weight_allocation as weight_allocation,
 )
 from .graph import ReductionGraph as ReductionGraph
+from .kappa import path_kappa as path_kappa
 from .norms import (
     basis_path_norm as basis_path_norm,
-    path_kappa as path_kappa,
     path_network as path_network,
     path_norm as path_norm,
 )

@@ -51,6 +51,17 @@ def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def apply(eqn: JaxprEqn, *arrays: Any) -> Sequence[Any]:
+    """The outputs of an equation for other inputs."""
+    outs = eqn.primitive.bind(*arrays, **eqn.primitive.get_bind_params(eqn.params))
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def scope(eqn: JaxprEqn) -> str:
+    """The names of the `jax.named_scope`s around an equation, outermost first, divided by "/"."""
+    return str(eqn.source_info.name_stack)
+
+
 def place(eqn: JaxprEqn) -> str:
     """The user's source line of an equation, or nothing where JAX does not know it."""
     summary = source_info_util.summarize(eqn.source_info)

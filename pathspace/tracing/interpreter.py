@@ -32,6 +32,11 @@ class Interpreter(abc.ABC, Generic[Value]):
     def unknown(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
         """The outputs of a primitive that has no rule."""
 
+    def evaluate(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
+        """The outputs of an equation."""
+        rule = self._rules.get(eqn.primitive)
+        return self.unknown(eqn, values) if rule is None else rule(self, eqn, *values)
+
     def walk(self, jaxpr: OpenJaxpr | Any, args: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr for the arguments."""
         jaxpr, consts = jaxpr if isinstance(jaxpr, OpenJaxpr) else open_jaxpr(jaxpr)
@@ -45,12 +50,11 @@ class Interpreter(abc.ABC, Generic[Value]):
         for eqn in jaxpr.eqns:
             ins = [read(var) for var in eqn.invars]
             self.enclosing.append(eqn)
-            if (rule := self._rules.get(eqn.primitive)) is not None:
-                outs = rule(self, eqn, *ins)
-            elif (inner := inner_call(eqn)) is not None:
+            outs: Sequence[Value]
+            if eqn.primitive not in self._rules and (inner := inner_call(eqn)) is not None:
                 outs = self.walk(inner, ins)
             else:
-                outs = self.unknown(eqn, ins)
+                outs = self.evaluate(eqn, ins)
             self.enclosing.pop()
             values.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]

@@ -1,101 +1,25 @@
-"""Rules of the primitives in the path network: inputs are ones, every ReLU is the identity, every maximum a sum."""
+"""Rules of the primitives in the path network."""
 
 import functools
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
 
-from .compat import JaxprEqn, is_inexact, is_numeric, place, primitives, scan_sizes
-from .interpreter import Interpreter, Rule
-from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to, signal
-from .tables import out_shape, register_in
-
-PATH_RULES: dict[Any, Rule] = {}
-
-
-class PathNetwork(Interpreter[Value]):
-    """Evaluates a jaxpr as a path network.
-
-    Attributes:
-      p: the power of weights.
-      rescales: whether sums are kept from overflowing, by a factor that a signal's entries have in common.
-    """
-
-    def __init__(self, p: float | int, rescales: bool):
-        super().__init__(PATH_RULES)
-        self.p = p
-        self.rescales = rescales
-
-    def constant(self, value: Any) -> Value:
-        return Constant(value)
-
-    def unknown(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
-        if _all_constant(values):
-            outs = _apply(eqn, *(value.array for value in values))
-            return [Constant(out) for out in (outs if eqn.primitive.multiple_results else [outs])]
-        if all(isinstance(value, Constant | Data) for value in values):
-            return [DATA] * len(eqn.outvars)
-        what = "parameters" if _weights_only(values) else "activations"
-        raise ValueError(
-            f"path-norms need networks that are positively homogeneous, but {eqn.primitive} of {what} is not, "
-            f"or not known to be ({place(eqn) or 'place unknown'})."
-        )
-
-    def powered(self, raw: Any) -> Array:
-        """|raw|^p."""
-        return jnp.abs(raw) ** self.p
-
-    def weight(self, value: Constant | Weight) -> Weight:
-        """Constants are weights that do not change."""
-        return value if isinstance(value, Weight) else Weight(jnp.asarray(value.array), self.powered(value.array))
-
-    def signal(self, value: Value) -> Signal:
-        """Sums over paths, with nothing that awaits merging."""
-        if isinstance(value, Data):
-            raise ValueError(
-                "path-norms need networks that are positively homogeneous, not ones that compute with data."
-            )
-        if not isinstance(value, Signal):
-            return signal(self.weight(value).path)
-        return value if value.offset is None else self.sum_of(Signal(value.path, value.shift), value.offset.path)
-
-    def sum_of(self, *parts: Signal | Array) -> Signal:
-        """The sum over the paths of several values."""
-        signals = [part if isinstance(part, Signal) else signal(part) for part in parts]
-        shift = functools.reduce(jnp.maximum, [part.shift for part in signals])
-        return Signal(sum(shifted_to(part, shift) for part in signals), shift)
-
-    def tempered(self, value: Signal) -> Signal:
-        """The same sums, the largest of them moved into the common factor."""
-        if not self.rescales:
-            return value
-        largest = lax.stop_gradient(jnp.max(value.path, initial=0))
-        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        return Signal(value.path / scale, value.shift + jnp.log(scale), value.offset)
-
-    def merged(self, raw: Array, linear: Array) -> Weight:
-        """A sum of weights with signs: |raw|^p, that changes with each of its squared terms as `linear` does."""
-        return Weight(raw, lax.stop_gradient(self.powered(raw) - linear) + linear)
-
+from .compat import JaxprEqn, apply, is_inexact, is_numeric, primitives, scan_sizes
+from .path_interpreter import PathNetwork, all_constant, weights_only
+from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to
+from .tables import PATH_RULES, out_shape, register_in
 
 _register = functools.partial(register_in, PATH_RULES, "path")
 
 
 def _apply(eqn: JaxprEqn, *arrays: Any) -> Any:
-    return eqn.primitive.bind(*arrays, **eqn.params)
-
-
-def _all_constant(values: Sequence[Value]) -> TypeGuard[Sequence[Constant]]:
-    return all(isinstance(value, Constant) for value in values)
-
-
-def _weights_only(values: Sequence[Value]) -> TypeGuard[Sequence[Constant | Weight]]:
-    return all(isinstance(value, Constant | Weight) for value in values)
+    """The only output."""
+    return apply(eqn, *arrays)[0]
 
 
 def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
@@ -122,7 +46,7 @@ def _is_identity(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[
 
 
 def _adds(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
-    if isinstance(first, Data) or isinstance(second, Data) or _all_constant((first, second)):
+    if isinstance(first, Data) or isinstance(second, Data) or all_constant((first, second)):
         return network.unknown(eqn, (first, second))
     if isinstance(first, Constant | Weight) and isinstance(second, Constant | Weight):
         a, b = network.weight(first), network.weight(second)
@@ -157,13 +81,14 @@ def _multiplies(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value
 
 def _multiplies_weights(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
     pair = first, second
-    if _all_constant(pair) or not _weights_only(pair):
+    if all_constant(pair) or not weights_only(pair):
         return network.unknown(eqn, pair)
     a, b = (network.weight(value) for value in pair)
     return [Weight(_apply(eqn, a.raw, b.raw), _apply(eqn, a.path, b.path))]
 
 
-def _contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+def contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
+    """Matrix products and convolutions."""
     if isinstance(first, Signal) and isinstance(second, Constant | Weight):
         stream = network.signal(first)
         path = _apply(eqn, stream.path, network.weight(second).path)
@@ -208,9 +133,9 @@ def _is_homogeneous(bound: Any) -> bool:
 
 
 def _selects(network: PathNetwork, eqn: JaxprEqn, which: Value, *cases: Value) -> Sequence[Value]:
-    if _all_constant(cases) and not isinstance(which, Constant):
+    if all_constant(cases) and not isinstance(which, Constant):
         return [DATA]
-    if any(isinstance(case, Data) for case in cases) or _all_constant((which, *cases)):
+    if any(isinstance(case, Data) for case in cases) or all_constant((which, *cases)):
         return network.unknown(eqn, (which, *cases))
     streams = [network.signal(case) for case in cases]
     shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
@@ -221,23 +146,23 @@ def _selects(network: PathNetwork, eqn: JaxprEqn, which: Value, *cases: Value) -
 
 
 def _compares(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
-    return network.unknown(eqn, values) if _all_constant(values) else [DATA] * len(eqn.outvars)
+    return network.unknown(eqn, values) if all_constant(values) else [DATA] * len(eqn.outvars)
 
 
 def _splits(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
     if isinstance(value, Weight):
-        return [Weight(*pair) for pair in zip(_apply(eqn, value.raw), _apply(eqn, value.path), strict=True)]
+        return [Weight(*pair) for pair in zip(apply(eqn, value.raw), apply(eqn, value.path), strict=True)]
     if isinstance(value, Signal):
         stream = network.signal(value)
-        return [Signal(part, stream.shift) for part in _apply(eqn, stream.path)]
+        return [Signal(part, stream.shift) for part in apply(eqn, stream.path)]
     return network.unknown(eqn, [value])
 
 
 def _joins(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Value]:
     """Entries of several arrays side by side, zeros among them."""
-    if _all_constant(values) or any(isinstance(value, Data) for value in values):
+    if all_constant(values) or any(isinstance(value, Data) for value in values):
         return network.unknown(eqn, values)
-    if _weights_only(values):
+    if weights_only(values):
         weights = [network.weight(value) for value in values]
         return [Weight(_apply(eqn, *(w.raw for w in weights)), _apply(eqn, *(w.path for w in weights)))]
     streams = [network.signal(value) for value in values]
@@ -299,8 +224,7 @@ def _scans(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
         ]
         return following, outs[num_carry:]
 
-    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-    last, ys = lax.scan(step, carry, stacked, **options)
+    last, ys = network.loop(eqn, step, consts, carry, stacked)
     outs = []
     for y in ys:
         if isinstance(y, Signal):
@@ -321,7 +245,7 @@ _register(
 _register(_is_identity, lax.abs_p)
 _register(_adds, lax.add_p, lax.sub_p, primitives.add_jaxvals_p)
 _register(_multiplies, lax.mul_p, lax.div_p)
-_register(_contracts, lax.dot_general_p, lax.conv_general_dilated_p)
+_register(contracts, lax.dot_general_p, lax.conv_general_dilated_p)
 _register(_sums_windows, lax.reduce_window_max_p, lax.reduce_window_min_p)
 _register(_sums_maximum, lax.reduce_max_p, lax.reduce_min_p)
 _register(_takes_larger, lax.max_p, lax.min_p)

@@ -1,4 +1,4 @@
-"""The table of scale rules, and what all rules read from an equation."""
+"""The tables of rules, and what all rules read from an equation."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from .interpreter import Rule
 from .scales import Why
 
 SCALE_RULES: dict[Any, Rule] = {}
+PATH_RULES: dict[Any, Rule] = {}
 
 
 def register_scale_rule(primitive: Any, rule: Rule) -> None:

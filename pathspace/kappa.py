@@ -1,0 +1,166 @@
+"""The curvature of the path-regulariser along each weight."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .tracing.path_evaluation import Powers, TracedPaths, is_weight
+from .tracing.recurrences import Recurrence, RecurrentNetwork, passed_repeatedly, recurrence
+
+_BATCH = 64  # how many columns or vectors are worked on at once: more of them need more memory
+
+_Gradients = Callable[[Powers], Powers]
+
+
+def path_kappa(
+    fn: Callable[..., Any],
+    params: PyTree,
+    *inputs: Any,
+    second_term: bool = False,
+    num_probes: int | None = None,
+    key: PRNGKeyArray | None = None,
+    frozen: Sequence[str] = (),
+) -> PyTree:
+    """The curvature of the path-regulariser gamma^2 (the squared l_2 path-norm) along each weight.
+
+        kappa_i = 1/2 d^2 gamma^2 / d theta_i^2 = g_i + 2 theta_i^2 g_ii
+
+    with the derivatives of g, the path network, at the squares of the parameters. The first term costs about one
+    training step on a batch of one. The second is 0 unless a path passes a weight twice, as in recurrent networks. It
+    is computed
+
+    - for the matrix of a recurrence (one product with a vector in each step of a `lax.scan`) in closed form, in
+      O(T H^3 + T^2 H^2) for T steps and H units:
+
+          g_ij,ij = 2 sum_{s<t} h_s[i] P_{t-s}[j, i] d_t[j]
+
+      with what goes into the matrix in step s, h_s, the derivative of g by what comes out of it in step t, d_t, and the
+      sum P_{t-s} over the paths from what came out of it to what goes into it t - s steps later;
+    - for all other weights that paths pass repeatedly from Hessian-vector products: exactly, by one for each weight
+      (for small networks), or with `num_probes` as an estimate.
+
+    Args:
+      fn: see `path_network`.
+      params: the parameters.
+      *inputs: of one example, or arrays like it; see `path_network`.
+      second_term: whether to add the second term. Path-SGD works with the first alone.
+      num_probes: where there is no closed form, estimate g_ii by the mean of v_i (Hessian v)_i over so many random
+        vectors of signs v for each leaf (Hutchinson). The estimate is unbiased, and may be negative.
+      key: for the random vectors.
+      frozen: see `path_network`.
+
+    Returns:
+      A tree like `params`, in float32 or wider; 0 for weights that no path passes, and for leaves that are not floating
+      point.
+
+    Raises:
+      ValueError: see `path_network`; `num_probes` below 1, or without a key or the second term.
+
+    Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
+    equation 8, Lemma 1 and Theorem 3 (the second term as printed there is half of its definition); the estimate:
+    Bekas, Kokiopoulou and Saad, "An Estimator for the Diagonal of a Matrix" (2007).
+
+    >>> params = {"first": jnp.array([[2.0, -1.0]]), "second": jnp.array([[3.0], [-4.0]])}
+    >>> def network(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> path_kappa(network, params, jnp.zeros((1, 1)))["first"].tolist()
+    [[9.0, 16.0]]
+    """
+    _check_probes(second_term, num_probes, key)
+    wide = jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)) if is_weight(leaf) else leaf, params)
+    traced = TracedPaths(fn, jax.lax.stop_gradient(wide), inputs, 2, frozen)
+    squares = traced.powers(jax.tree.leaves(wide))
+
+    def gradients(squares: Powers) -> Powers:
+        return jax.grad(lambda powers: traced.total(traced.network(), traced.arguments(powers)))(squares)
+
+    kappas = gradients(squares)
+    if second_term:
+        probe_keys = None if key is None or num_probes is None else jax.random.split(key, num_probes)
+        repeated = passed_repeatedly(traced.jaxpr)
+        for place in (place for place in squares if repeated[place]):
+            matrix = recurrence(traced.jaxpr, place)
+            diagonal = None if matrix is None else _recurrent_diagonal(traced, squares, place, matrix)
+            if diagonal is None and probe_keys is not None:
+                diagonal = _estimated_diagonal(gradients, squares, place, probe_keys)
+            elif diagonal is None:
+                diagonal = _hessian_diagonal(gradients, squares, place)
+            kappas[place] += 2 * squares[place] * diagonal
+    leaves = [kappas.get(place, jnp.zeros(jnp.shape(leaf), jnp.float32)) for place, leaf in enumerate(traced.leaves)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _recurrent_diagonal(traced: TracedPaths, squares: Powers, place: int, matrix: Recurrence) -> Array | None:
+    """g_ij,ij of the matrix of a recurrence; None where its steps are not alike."""
+    square = squares[place] if matrix.from_rows else squares[place].T
+    num_targets = square.shape[1]
+
+    def walked(perturbations: Float[Array, "time target"]) -> tuple[Array, Array | None]:
+        arguments = traced.arguments(squares)
+        network = RecurrentNetwork(arguments[place], perturbations, traced.statistics())
+        return traced.total(network, arguments), network.operands
+
+    unperturbed = jnp.zeros((matrix.length, num_targets), square.dtype)
+    leaving, entering = jax.grad(walked, has_aux=True)(unperturbed)  # d_t, h_t
+    if entering is None:
+        return None
+    _, respond = jax.linearize(lambda perturbations: walked(perturbations)[1], unperturbed)
+    first = matrix.length - 1 if matrix.reverse else 0
+    in_order = -1 if matrix.reverse else 1
+    leaving, entering = leaving[::in_order], entering[::in_order]
+    # Row s holds d from step s on, and zeros behind its end: a product with h sums over all pairs of steps s apart.
+    shifts = jnp.arange(matrix.length)[:, None] + jnp.arange(matrix.length)
+
+    def column(target: Array) -> Float[Array, " source"]:
+        response = respond(unperturbed.at[first, target].set(1))[::in_order]  # P_s[target]
+        later = jnp.take(leaving[:, target], shifts, mode="fill", fill_value=0)
+        return 2 * jnp.sum(response * (later @ entering), axis=0)
+
+    columns = jax.lax.map(column, jnp.arange(num_targets), batch_size=_BATCH)
+    return columns.T if matrix.from_rows else columns
+
+
+def _hessian_diagonal(gradients: _Gradients, squares: Powers, place: int) -> Array:
+    """g_ii of one leaf."""
+    leaf = squares[place]
+
+    def entry(index: Array) -> Array:
+        direction = jnp.zeros_like(leaf).ravel().at[index].set(1).reshape(leaf.shape)
+        return _hessian_times(gradients, squares, place, direction).ravel()[index]
+
+    return jax.lax.map(entry, jnp.arange(leaf.size), batch_size=_BATCH).reshape(leaf.shape)
+
+
+def _estimated_diagonal(gradients: _Gradients, squares: Powers, place: int, keys: Array) -> Array:
+    """The mean of v_i (Hessian v)_i over random vectors of signs."""
+    leaf = squares[place]
+
+    def probe(key: PRNGKeyArray) -> Array:
+        signs = jax.random.rademacher(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
+        return signs * _hessian_times(gradients, squares, place, signs)
+
+    return jnp.mean(jax.lax.map(probe, keys, batch_size=_BATCH), axis=0)
+
+
+def _hessian_times(gradients: _Gradients, squares: Powers, place: int, direction: Array) -> Array:
+    def gradient(leaf: Array) -> Array:
+        return gradients({**squares, place: leaf})[place]
+
+    return jax.jvp(gradient, (squares[place],), (direction,))[1]
+
+
+def _wide(leaf: Array) -> Any:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _check_probes(second_term: bool, num_probes: int | None, key: PRNGKeyArray | None) -> None:
+    if num_probes is not None and num_probes < 1:
+        raise ValueError(f"expected num_probes to be 1 or more, or None for the exact second term, got {num_probes}.")
+    if (num_probes is None) != (key is None):
+        given, missing = ("key", "num_probes") if num_probes is None else ("num_probes", "key")
+        raise ValueError(f"an estimate of the second term needs num_probes and key, got {given} without {missing}.")
+    if num_probes is not None and not second_term:
+        raise ValueError("num_probes is for the second term, got it with second_term=False.")

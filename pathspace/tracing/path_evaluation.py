@@ -1,0 +1,70 @@
+"""From a function and its parameters to the sums over its paths."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from . import path_rules  # noqa: F401  they fill the table
+from .compat import trace
+from .path_interpreter import PathNetwork
+from .path_values import DATA, Constant, Signal, Value, Weight, signal
+from .statistics import Statistics
+
+Powers = dict[int, Array]  # |theta|^p, by the place of a leaf among those of the parameters
+
+
+class TracedPaths:
+    """The paths of a function, to be summed up for any powers of the absolute values of its parameters.
+
+    Attributes:
+      jaxpr: of the function.
+      out_structure: of its outputs.
+      leaves: of the parameters, with their signs.
+      p: the power.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], params: PyTree, inputs: Sequence[Any], p: float | int, frozen: Sequence[str]
+    ):
+        self.jaxpr, out_shapes = trace(fn, params, *inputs)
+        self.out_structure = jax.tree.structure(out_shapes)
+        self.leaves = jax.tree.leaves(params)
+        self.p = p
+        self._inputs = jax.tree.leaves(inputs)
+        self._frozen = frozen
+
+    def powers(self, leaves: Sequence[Any]) -> Powers:
+        """|theta|^p."""
+        return {place: jnp.abs(leaf) ** self.p for place, leaf in enumerate(leaves) if is_weight(leaf)}
+
+    def arguments(self, powers: Powers) -> list[Value]:
+        """What a path network is given."""
+        weights: list[Value] = [
+            Weight(leaf, powers[place]) if place in powers else Constant(leaf) for place, leaf in enumerate(self.leaves)
+        ]
+        ones = (signal(jnp.ones(leaf.shape, leaf.dtype)) if is_weight(leaf) else DATA for leaf in self._inputs)
+        return [*weights, *ones]
+
+    def statistics(self) -> Statistics | None:
+        """Of the frozen normalisations, for one walk."""
+        return Statistics(self._frozen, self.jaxpr, [*self.leaves, *self._inputs]) if self._frozen else None
+
+    def network(self, *, rescales: bool = False) -> PathNetwork:
+        """A path network, for one walk."""
+        return PathNetwork(self.p, rescales=rescales, statistics=self.statistics())
+
+    def outputs(self, network: PathNetwork, arguments: Sequence[Value]) -> list[Signal]:
+        """The sums over the paths to each output."""
+        return [network.signal(out) for out in network.walk(self.jaxpr, arguments)]
+
+    def total(self, network: PathNetwork, arguments: Sequence[Value]) -> Array:
+        """The sum over all paths, for a network that does not rescale."""
+        return sum((out.path.sum() for out in self.outputs(network, arguments)), start=jnp.zeros(()))
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf holds weights, or inputs that are not indices."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
