@@ -7,7 +7,9 @@ from typing import Protocol
 import jax
 import tyro
 
+from benchmarks.adding import Adding
 from benchmarks.digits import Digits
+from benchmarks.kappa import Kappa
 from benchmarks.step_time import StepTime
 from benchmarks.tracing_time import TracingTime
 
@@ -19,7 +21,13 @@ class Task(Protocol):
         """Do the task and show the results."""
 
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "step-time": StepTime, "tracing-time": TracingTime}
+TASKS: dict[str, Callable[..., Task]] = {
+    "adding": Adding,
+    "digits": Digits,
+    "kappa": Kappa,
+    "step-time": StepTime,
+    "tracing-time": TracingTime,
+}
 
 
 def main() -> None:

@@ -7,14 +7,13 @@ from typing import Literal
 
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import plots
 from benchmarks.data import digit_rows
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.results import grid_tables, summary_table, write_json_lines
-from benchmarks.sweeps import grid, sweep
-from benchmarks.training import Configuration, Problem
+from benchmarks.reporting import check_distinct, check_positive, show, sweep_with_progress
+from benchmarks.results import Quantity
+from benchmarks.sweeps import grid
+from benchmarks.training import Classification, Configuration
 from pathspace.basis import DEFAULT_MAX_RATIO
 from pathspace.models import ReluRNN
 
@@ -55,18 +54,14 @@ class Digits:
     """Folder for the pictures and results."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "epochs", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} to be 1 or more, got {getattr(self, name)}")
-        for name in ("optimizers", "sgd_learning_rates", "adam_learning_rates", "rescale"):
-            if len(values := getattr(self, name)) == 0 or len(set(values)) < len(values):
-                raise ValueError(f"expected {name} to hold one or several distinct values, got {values}")
+        check_positive(self, "hidden", "epochs", "seeds")
+        check_distinct(self, "optimizers", "sgd_learning_rates", "adam_learning_rates", "rescale")
 
     def run(self) -> None:
         """Train, print the tables, and write pictures and results."""
         console = Console()
         data = digit_rows()
-        problem = Problem(
+        problem = Classification(
             make_model=functools.partial(_model, hidden=self.hidden),
             data=data,
             batch_size=self.batch_size,
@@ -78,35 +73,16 @@ class Digits:
         configurations: dict[str, Configuration] = {
             name: grid(learning_rates[OPTIMIZERS[name].family], self.rescale, self.seeds) for name in self.optimizers
         }
-        count = sum(int(each.seed.size) for each in configurations.values())
-
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+        runs, seconds = sweep_with_progress(console, problem, configurations, self.epochs)
+        show(
+            console,
+            runs,
+            Quantity("test error", "%", by_chance=1 - 1 / data.classes),
+            "One and the same initial network, its weights scaled differently",
+            self.output,
+            settings=dataclasses.asdict(self),
+            seconds=seconds,
         )
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("", total=self.epochs)
-
-            def report(done: int) -> None:
-                doing = "Training" if done else "Compiling"
-                progress.update(bar, completed=done, description=f"{doing} {count} networks, epochs")
-
-            runs, seconds = sweep(problem, configurations, self.epochs, report)
-
-        chance_error = 1 - 1 / data.classes
-        for table in (*grid_tables(runs, chance_error), summary_table(runs, chance_error)):
-            console.print(table)
-
-        self.output.mkdir(parents=True, exist_ok=True)
-        files = [self.output / name for name in ("learning_rates.png", "learning_curves.png", "runs.jsonl")]
-        plots.error_by_learning_rate(runs, chance_error, files[0])
-        plots.learning_curves(runs, files[1])
-        write_json_lines(runs, files[2], settings=dataclasses.asdict(self), chance_error=chance_error, seconds=seconds)
-        for file in files:
-            console.print(f"Wrote {file.resolve()}", soft_wrap=True)
 
 
 def _model(rngs: nnx.Rngs, hidden: int) -> ReluRNN:

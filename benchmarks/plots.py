@@ -12,10 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.results import Run, best_learning_rate, mean_and_error, select, values_of
+from benchmarks.results import Quantity, Run, best_learning_rate, mean_and_error, select, values_of
 
-# One hue a family, strong for path space and pale for weight space.
-_COLORS = {"sgd": "#8a9fb5", "g_sgd": "#0a5cad", "adam": "#cfa184", "g_adam": "#cf4407"}
+# One hue a family, strong for what respects rescaling and pale for weight space.
+_COLORS = {
+    "sgd": "#8a9fb5",
+    "g_sgd": "#0a5cad",
+    "clipped_sgd": "#8a9fb5",
+    "bounded_path_sgd": "#0a5cad",
+    "adam": "#cfa184",
+    "g_adam": "#cf4407",
+}
 _GREY = "#777777"
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -38,16 +45,13 @@ class _Label(NamedTuple):
     side: str
 
 
-def error_by_learning_rate(runs: Sequence[Run], chance_error: float, path: Path) -> None:
+def error_by_learning_rate(runs: Sequence[Run], quantity: Quantity, title: str, path: Path) -> None:
     """Final test error against learning rate, mean and standard error over seeds."""
-    title = "One and the same initial network, its weights scaled differently: test error after training"
-    with _panels(runs, title, "learning rate", path) as panels:
+    with _panels(runs, quantity, f"{title}: {quantity.name} after training", "learning rate", path) as panels:
         families = list(dict.fromkeys(OPTIMIZERS[name].family for name in values_of(runs, "optimizer")))
         for rescale, axes in panels:
             axes.set_xscale("log")
-            axes.axhline(100 * chance_error, color=_GREY, linewidth=0.8, linestyle=":")
-            above_line = axes.get_yaxis_transform()
-            axes.text(0.01, 104 * chance_error, "guessing", transform=above_line, fontsize=9, color=_GREY)
+            _show_guessing(axes, quantity)
             labels = []
             for name in values_of(runs, "optimizer"):
                 chosen = select(runs, optimizer=name, rescale=rescale)
@@ -63,11 +67,11 @@ def error_by_learning_rate(runs: Sequence[Run], chance_error: float, path: Path)
             _write(labels, axes)
 
 
-def learning_curves(runs: Sequence[Run], path: Path) -> None:
+def learning_curves(runs: Sequence[Run], quantity: Quantity, title: str, path: Path) -> None:
     """Test error by epoch at the best learning rates, mean and standard error over seeds."""
-    title = "One and the same initial network, its weights scaled differently: test error at the best learning rate"
-    with _panels(runs, title, "epoch", path) as panels:
+    with _panels(runs, quantity, f"{title}: {quantity.name} at the best learning rate", "epoch", path) as panels:
         for rescale, axes in panels:
+            _show_guessing(axes, quantity)
             labels = []
             for name in values_of(runs, "optimizer"):
                 rate = best_learning_rate(runs, optimizer=name, rescale=rescale)
@@ -81,8 +85,16 @@ def learning_curves(runs: Sequence[Run], path: Path) -> None:
             _write(labels, axes)
 
 
+def _show_guessing(axes: Axes, quantity: Quantity) -> None:
+    axes.axhline(100 * quantity.by_chance, color=_GREY, linewidth=0.8, linestyle=":")
+    above_line = axes.get_yaxis_transform()
+    axes.text(0.01, 104 * quantity.by_chance, "guessing", transform=above_line, fontsize=9, color=_GREY)
+
+
 @contextmanager
-def _panels(runs: Sequence[Run], title: str, x_label: str, path: Path) -> Iterator[list[tuple[float, Axes]]]:
+def _panels(
+    runs: Sequence[Run], quantity: Quantity, title: str, x_label: str, path: Path
+) -> Iterator[list[tuple[float, Axes]]]:
     rescales = values_of(runs, "rescale")
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
@@ -94,11 +106,11 @@ def _panels(runs: Sequence[Run], title: str, x_label: str, path: Path) -> Iterat
             panel.set_xlabel(x_label)
             scaling = f"rescaled by lognormal(0, {rescale:g}) per unit" if rescale else "as drawn"
             panel.set_title(f"initial weights {scaling}")
-        axes[0, 0].set_ylabel("test error, %")
+        axes[0, 0].set_ylabel(f"{quantity.name}, {quantity.unit}")
         yield panels
         # Values below a tenth of a percent, and 0, are beyond what the test examples resolve.
         low, high = axes[0, 0].get_ylim()
-        axes[0, 0].set_ylim(max(low, 0.1), max(high, 130))
+        axes[0, 0].set_ylim(max(low, 0.1), max(high, 130 * quantity.by_chance))
         ticks = [step * 10.0**power for power in range(-1, 3) for step in (1, 2, 5) if step * 10.0**power <= 100]
         axes[0, 0].yaxis.set_major_locator(FixedLocator(ticks))
         axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -109,7 +121,7 @@ def _panels(runs: Sequence[Run], title: str, x_label: str, path: Path) -> Iterat
 
 
 def _line(optimizer: str) -> dict[str, Any]:
-    strong = OPTIMIZERS[optimizer].in_path_space
+    strong = OPTIMIZERS[optimizer].respects_rescaling
     return {
         "color": _COLORS[optimizer],
         "linestyle": "-" if strong else "--",
@@ -135,5 +147,5 @@ def _write(labels: Iterable[_Label], axes: Axes) -> None:
             va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             color=_COLORS[label.optimizer],
-            fontweight="bold" if OPTIMIZERS[label.optimizer].in_path_space else "normal",
+            fontweight="bold" if OPTIMIZERS[label.optimizer].respects_rescaling else "normal",
         )

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ _PACKAGES = ("pathspace", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-lea
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run, with loss and errors (as fractions) for each epoch."""
+    """One training run, with loss and errors for each epoch."""
 
     optimizer: str
     learning_rate: float
@@ -32,11 +32,30 @@ class Run:
     validation_error: list[float]
     test_error: list[float]
 
-    def outcome(self, chance_error: float) -> str:
-        """How it ended: "diverged" (loss not finite), "at chance" (error 0.9 of guessing's or more) or "trained"."""
-        if not math.isfinite(self.train_loss[-1]):
+    def outcome(self, quantity: "Quantity") -> str:
+        """How it ended: "diverged" (not finite), "at chance" (error 0.9 of guessing's or more) or "trained"."""
+        if not math.isfinite(self.train_loss[-1]) or not math.isfinite(self.validation_error[-1]):
             return "diverged"
-        return "at chance" if self.validation_error[-1] >= 0.9 * chance_error else "trained"
+        return "at chance" if self.validation_error[-1] >= 0.9 * quantity.by_chance else "trained"
+
+
+class Quantity(NamedTuple):
+    """What the errors of runs are.
+
+    Attributes:
+      name: of the error on test examples.
+      unit: a hundredth of the error, as tables and pictures give it.
+      by_chance: the error of guessing.
+    """
+
+    name: str
+    unit: str
+    by_chance: float
+
+    @property
+    def title(self) -> str:
+        """The name, at the beginning of a line."""
+        return self.name[0].upper() + self.name[1:]
 
 
 def select(runs: Iterable[Run], *, optimizer: str, rescale: float, learning_rate: float | None = None) -> list[Run]:
@@ -54,9 +73,12 @@ def best_learning_rate(runs: Sequence[Run], *, optimizer: str, rescale: float) -
     """The learning rate with the least final validation error, averaged over seeds; the test error plays no part."""
     candidates = select(runs, optimizer=optimizer, rescale=rescale)
     rates = sorted({run.learning_rate for run in candidates})
-    return min(
-        rates, key=lambda rate: np.mean([run.validation_error[-1] for run in candidates if run.learning_rate == rate])
-    )
+
+    def error(rate: float) -> float:
+        final = np.mean([run.validation_error[-1] for run in candidates if run.learning_rate == rate])
+        return float(np.nan_to_num(final, nan=math.inf))
+
+    return min(rates, key=error)
 
 
 def mean_and_error(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -67,42 +89,45 @@ def mean_and_error(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return samples.mean(axis=0), deviation / math.sqrt(count)
 
 
-def summary_table(runs: Sequence[Run], chance_error: float) -> Table:
+def summary_table(runs: Sequence[Run], quantity: Quantity) -> Table:
     """Test error of each optimiser at its best learning rate, one column a rescaling."""
     seeds = len({run.seed for run in runs})
     table = Table(
-        title=f"Test error in %, mean ± standard error over {seeds} seeds,\n"
+        title=f"{quantity.title} in {quantity.unit}, mean ± standard error over {seeds} seeds,\n"
         "at the learning rate (lr) with the least mean validation error"
     )
     table.add_column("")
     rescales = values_of(runs, "rescale")
     for rescale in rescales:
-        table.add_column(f"rescale {rescale:g}", justify="right")
+        table.add_column(_heading(rescale, rescales), justify="right")
         table.add_column("lr", justify="right", style="dim")
     for optimizer in values_of(runs, "optimizer"):
         cells = []
         for rescale in rescales:
             rate = best_learning_rate(runs, optimizer=optimizer, rescale=rescale)
             chosen = select(runs, optimizer=optimizer, rescale=rescale, learning_rate=rate)
-            cells += [_cell(chosen, chance_error), f"{rate:g}"]
-        table.add_row(OPTIMIZERS[optimizer].label, *cells, style="bold" if OPTIMIZERS[optimizer].in_path_space else "")
+            cells += [_cell(chosen, quantity), f"{rate:g}"]
+        table.add_row(
+            OPTIMIZERS[optimizer].label, *cells, style="bold" if OPTIMIZERS[optimizer].respects_rescaling else ""
+        )
     return table
 
 
-def grid_tables(runs: Sequence[Run], chance_error: float) -> list[Table]:
+def grid_tables(runs: Sequence[Run], quantity: Quantity) -> list[Table]:
     """Test error at every learning rate, one table for each family of optimisers."""
     tables = []
     names = values_of(runs, "optimizer")
     for family in dict.fromkeys(OPTIMIZERS[name].family for name in names):
         members = [name for name in names if OPTIMIZERS[name].family == family]
         columns = [(name, rescale) for rescale in values_of(runs, "rescale") for name in members]
-        table = Table(title="Test error in % by learning rate")
+        table = Table(title=f"{quantity.title} in {quantity.unit} by learning rate")
         table.add_column("lr", justify="right")
         for name, rescale in columns:
-            table.add_column(f"{OPTIMIZERS[name].label}\nrescale {rescale:g}", justify="right")
+            heading = _heading(rescale, values_of(runs, "rescale"))
+            table.add_column(f"{OPTIMIZERS[name].label}\n{heading}".strip(), justify="right")
         for rate in sorted({run.learning_rate for run in runs if run.optimizer in members}):
             cells = (
-                _cell(select(runs, optimizer=name, rescale=rescale, learning_rate=rate), chance_error)
+                _cell(select(runs, optimizer=name, rescale=rescale, learning_rate=rate), quantity)
                 for name, rescale in columns
             )
             table.add_row(f"{rate:g}", *cells)
@@ -111,15 +136,15 @@ def grid_tables(runs: Sequence[Run], chance_error: float) -> list[Table]:
 
 
 def write_json_lines(
-    runs: Iterable[Run], path: Path, *, settings: Mapping[str, Any], chance_error: float, seconds: float
+    runs: Iterable[Run], path: Path, *, settings: Mapping[str, Any], quantity: Quantity, seconds: float
 ) -> None:
     """One line a run: configuration, curves, outcome, all settings, wall time of the sweep, device and versions."""
     shared = {"settings": settings, "sweep_seconds": seconds, **environment()}
     with path.open("w", encoding="utf-8") as file:
         for run in runs:
-            line = dataclasses.asdict(run) | {"outcome": run.outcome(chance_error)} | shared
-            # JSON knows no NaN.
-            line["train_loss"] = [loss if math.isfinite(loss) else None for loss in run.train_loss]
+            line = dataclasses.asdict(run) | {"outcome": run.outcome(quantity)} | shared
+            for name in ("train_loss", "validation_error", "test_error"):  # JSON knows no NaN
+                line[name] = [value if math.isfinite(value) else None for value in line[name]]
             file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
 
 
@@ -137,8 +162,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cell(runs: Sequence[Run], chance_error: float) -> str:
-    outcomes = [run.outcome(chance_error) for run in runs]
+def _heading(rescale: float, rescales: Sequence[float]) -> str:
+    return f"rescale {rescale:g}" if len(rescales) > 1 else ""
+
+
+def _cell(runs: Sequence[Run], quantity: Quantity) -> str:
+    outcomes = [run.outcome(quantity) for run in runs]
     failed = [outcome for outcome in outcomes if outcome != "trained"]
     if len(failed) == len(runs):
         return "diverged" if "diverged" in failed else "at chance"

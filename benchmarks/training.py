@@ -1,5 +1,6 @@
 """One training run as pure functions, for `jax.vmap` to make a sweep of."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 import pathspace
 from benchmarks.data import Dataset, Examples
-from benchmarks.optimizers import Optimizer
+from benchmarks.optimizers import Geometry, Optimizer
 
 
 class Configuration(NamedTuple):
@@ -40,39 +41,50 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Mean loss of an epoch's training steps, and fractions of examples misclassified after the epoch."""
+    """Mean loss of an epoch's training steps, and errors after the epoch."""
 
     train_loss: Float[Array, "..."]
     validation_error: Float[Array, "..."]
     test_error: Float[Array, "..."]
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A model to train as a classifier.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem(abc.ABC):
+    """A model, and what it learns.
 
     Attributes:
       make_model: makes the model, which knows its `edges()`, from random keys.
-      data: what it learns.
-      batch_size: examples a step; the last examples of an epoch that do not fill a batch are left out.
+      batch_size: examples a step.
       skeleton_method: see `pathspace.choose_skeleton`.
       skeleton_reference: see `pathspace.choose_skeleton`.
       max_ratio: see `pathspace.in_path_space`.
     """
 
     make_model: Callable[[nnx.Rngs], Any]
-    data: Dataset
     batch_size: int
     skeleton_method: Literal["largest", "cyclic"]
     skeleton_reference: Literal["balanced", "initial"] | None
     max_ratio: float
 
-    def __post_init__(self) -> None:
-        available = len(self.data.train.labels)
-        if not 1 <= self.batch_size <= available:
-            raise ValueError(
-                f"expected a batch size from 1 to the {available} training examples, got {self.batch_size}"
-            )
+    @abc.abstractmethod
+    def batches(self, key: Array) -> Array:
+        """What tells the batches of an epoch from each other, one entry a step."""
+
+    @abc.abstractmethod
+    def loss(self, params: PyTree, batch: Array) -> Float[Array, ""]:
+        """The mean loss over the batch of an entry of `batches`."""
+
+    @abc.abstractmethod
+    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The errors on validation and test examples."""
+
+    @abc.abstractmethod
+    def one_input(self) -> Array:
+        """An array like the inputs of one example."""
+
+    def schedule(self, learning_rate: ArrayLike) -> optax.ScalarOrSchedule:
+        """The learning rate in the course of training."""
+        return learning_rate
 
     @functools.cached_property
     def graphdef(self) -> nnx.GraphDef[Any]:
@@ -85,17 +97,57 @@ class Problem:
         model = self.make_model(nnx.Rngs(0))
         return pathspace.ReductionGraph.from_edges(nnx.state(model, nnx.Param), model.edges())
 
-    def logits(self, params: PyTree, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+    def outputs(self, params: PyTree, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
         """The model's outputs."""
         return nnx.merge(self.graphdef, params)(inputs)
 
-    def loss(self, params: PyTree, inputs: Float[Array, "batch ..."], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-        """Mean cross-entropy."""
-        return optax.softmax_cross_entropy_with_integer_labels(self.logits(params, inputs), labels).mean()
+    def transformation(
+        self, optimizer: Optimizer, learning_rate: ArrayLike, skeleton: pathspace.Skeleton
+    ) -> optax.GradientTransformation:
+        """The optimiser for this model."""
 
-    def error(self, params: PyTree, examples: Examples) -> Float[Array, ""]:
-        """Fraction of the examples misclassified."""
-        return jnp.mean(self.logits(params, jnp.asarray(examples.inputs)).argmax(-1) != examples.labels)
+        def kappa(params: PyTree) -> PyTree:
+            return pathspace.path_kappa(self.outputs, params, self.one_input())
+
+        return optimizer.make(self.schedule(learning_rate), Geometry(skeleton, self.max_ratio, kappa))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Problem):
+    """A classifier of the examples of a data set; the last ones of an epoch that do not fill a batch are left out.
+
+    Attributes:
+      data: the examples.
+    """
+
+    data: Dataset
+
+    def __post_init__(self) -> None:
+        available = len(self.data.train.labels)
+        if not 1 <= self.batch_size <= available:
+            raise ValueError(
+                f"expected a batch size from 1 to the {available} training examples, got {self.batch_size}"
+            )
+
+    def batches(self, key: Array) -> Int[Array, "steps batch"]:
+        steps = len(self.data.train.labels) // self.batch_size
+        order = jax.random.permutation(key, len(self.data.train.labels))
+        return order[: steps * self.batch_size].reshape(steps, self.batch_size)
+
+    def loss(self, params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
+        """Mean cross-entropy."""
+        inputs, labels = (jnp.asarray(part)[batch] for part in self.data.train)
+        return optax.softmax_cross_entropy_with_integer_labels(self.outputs(params, inputs), labels).mean()
+
+    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Fractions of the examples misclassified."""
+        return self._error(params, self.data.validation), self._error(params, self.data.test)
+
+    def one_input(self) -> Array:
+        return jnp.asarray(self.data.train.inputs[:1])
+
+    def _error(self, params: PyTree, examples: Examples) -> Float[Array, ""]:
+        return jnp.mean(self.outputs(params, jnp.asarray(examples.inputs)).argmax(-1) != examples.labels)
 
 
 def initial_weights(problem: Problem, configuration: Configuration) -> tuple[PyTree, pathspace.Skeleton]:
@@ -117,7 +169,7 @@ def start(
     skeleton: pathspace.Skeleton,
 ) -> State:
     """The state before the first epoch."""
-    transformation = optimizer.make(configuration.learning_rate, skeleton, problem.max_ratio)
+    transformation = problem.transformation(optimizer, configuration.learning_rate, skeleton)
     return State(params, skeleton, transformation.init(params))
 
 
@@ -125,27 +177,19 @@ def train(
     problem: Problem, optimizer: Optimizer, configuration: Configuration, state: State, epochs: Int[Array, " epochs"]
 ) -> tuple[State, Metrics]:
     """Train for the epochs of these numbers; the metrics have one entry for each."""
-    transformation = optimizer.make(configuration.learning_rate, state.skeleton, problem.max_ratio)
-    inputs, labels = (jnp.asarray(part) for part in problem.data.train)
-    steps = len(labels) // problem.batch_size
+    transformation = problem.transformation(optimizer, configuration.learning_rate, state.skeleton)
     _, _, order_key = _keys(configuration.seed)
 
-    def step(carry: tuple[PyTree, optax.OptState], batch: Int[Array, " batch"]) -> tuple[Any, Float[Array, ""]]:
+    def step(carry: tuple[PyTree, optax.OptState], batch: Array) -> tuple[Any, Float[Array, ""]]:
         params, optimizer_state = carry
-        loss, grads = jax.value_and_grad(problem.loss)(params, inputs[batch], labels[batch])
+        loss, grads = jax.value_and_grad(problem.loss)(params, batch)
         updates, optimizer_state = transformation.update(grads, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
 
     def epoch(carry: tuple[PyTree, optax.OptState], number: Int[Array, ""]) -> tuple[Any, Metrics]:
-        order = jax.random.permutation(jax.random.fold_in(order_key, number), len(labels))
-        batches = order[: steps * problem.batch_size].reshape(steps, problem.batch_size)
+        batches = problem.batches(jax.random.fold_in(order_key, number))
         (params, optimizer_state), losses = jax.lax.scan(step, carry, batches)
-        metrics = Metrics(
-            train_loss=losses.mean(),
-            validation_error=problem.error(params, problem.data.validation),
-            test_error=problem.error(params, problem.data.test),
-        )
-        return (params, optimizer_state), metrics
+        return (params, optimizer_state), Metrics(losses.mean(), *problem.errors(params))
 
     (params, optimizer_state), metrics = jax.lax.scan(epoch, (state.params, state.optimizer), epochs)
     return State(params, state.skeleton, optimizer_state), metrics

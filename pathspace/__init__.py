@@ -14,11 +14,13 @@ from .norms import (
     path_norm as path_norm,
 )
 from .optimizers import (
-    PathKappaState as PathKappaState,
     PathSpaceState as PathSpaceState,
     g_adam as g_adam,
     g_sgd as g_sgd,
     in_path_space as in_path_space,
+)
+from .path_norm_optimizers import (
+    PathKappaState as PathKappaState,
     path_adam as path_adam,
     path_sgd as path_sgd,
     scale_by_path_kappa as scale_by_path_kappa,

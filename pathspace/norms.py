@@ -101,7 +101,9 @@ def path_norm(
     7.2111
     """
     traced = TracedPaths(fn, params, inputs, p, frozen)
-    outs = traced.outputs(traced.network(rescales=True), traced.arguments(traced.powers(traced.leaves)))
+    outs = traced.outputs(
+        traced.network(of_powers=False, rescales=True), traced.arguments(traced.powers(traced.leaves))
+    )
     if per_output:
         logarithms = [(jnp.log(out.path) + out.shift) / p for out in outs]
         return jax.tree.unflatten(traced.out_structure, logarithms if log else map(jnp.exp, logarithms))

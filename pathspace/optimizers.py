@@ -1,12 +1,11 @@
-"""Optax transformations that run in path space, or measure steps with the path-norm."""
+"""Optax transformations that run in path space."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
 
 from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
@@ -156,160 +155,6 @@ def g_adam(
     """
     inner = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     return in_path_space(inner, skeleton, max_ratio=max_ratio)
-
-
-class PathKappaState(NamedTuple):
-    """State of `scale_by_path_kappa`.
-
-    Attributes:
-      num_updates: int32.
-      kappa: of the last update that computed it; None where each does.
-      ratio: float32, the constant factor of all updates.
-    """
-
-    num_updates: Int[Array, ""]
-    kappa: PyTree | None
-    ratio: Float[Array, ""]
-
-
-def scale_by_path_kappa(
-    kappa_fn: Callable[[PyTree], PyTree], *, every: int = 1, ratio: str | None = None
-) -> optax.GradientTransformationExtraArgs:
-    """Divide the gradient by kappa, the curvature of the path-norm along each weight; 0 where kappa is 0.
-
-    Steps along the result commute with node-wise rescaling.
-
-    Args:
-      kappa_fn: from parameters to a tree like them: `lambda params: path_kappa(fn, params, *inputs)`.
-      every: compute kappa anew in every so many updates only.
-      ratio: `"initial"` multiplies all updates by the constant that gives the first one the norm of the gradient.
-
-    Returns:
-      A transformation whose update needs `params`.
-
-    Raises:
-      ValueError: `every` below 1; an unknown `ratio`; in `update`, missing params.
-
-    Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
-    equation 7.
-
-    >>> from pathspace import path_kappa
-    >>> params = {"first": jnp.ones((1, 2)), "second": jnp.ones((2, 1))}
-    >>> network = lambda params, x: jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> scale = scale_by_path_kappa(lambda params: path_kappa(network, params, jnp.zeros((1, 1))))
-    >>> updates, state = scale.update(params, scale.init(params), params)
-    >>> updates["first"].tolist()
-    [[1.0, 1.0]]
-    """
-    if every < 1:
-        raise ValueError(f"expected every to be 1 or more updates, got {every}.")
-    if ratio not in ("initial", None):
-        raise ValueError(f"ratio is 'initial' or None, got {ratio!r}.")
-
-    def init(params: PyTree) -> PathKappaState:
-        kappa = None if every == 1 else jax.tree.map(_wide_zeros, params)
-        return PathKappaState(jnp.zeros((), jnp.int32), kappa, jnp.ones((), jnp.float32))
-
-    def update(
-        updates: PyTree, state: PathKappaState, params: PyTree | None = None, **extra_args: Any
-    ) -> tuple[PyTree, PathKappaState]:
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        if every == 1:
-            kappa = kappa_fn(params)
-        else:
-            kappa = jax.lax.cond(state.num_updates % every == 0, kappa_fn, lambda params: state.kappa, params)
-        divided = jax.tree.map(_divided, updates, kappa)
-        factor = state.ratio
-        if ratio == "initial":
-            before, after = optax.tree.norm(updates), optax.tree.norm(divided)
-            first = jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1).astype(jnp.float32)
-            factor = jnp.where(state.num_updates == 0, first, state.ratio)
-        scaled = jax.tree.map(lambda d, g: (factor * d).astype(g.dtype), divided, updates)
-        kept = None if every == 1 else kappa
-        return scaled, PathKappaState(optax.safe_increment(state.num_updates), kept, factor)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def path_sgd(
-    learning_rate: optax.ScalarOrSchedule,
-    kappa_fn: Callable[[PyTree], PyTree],
-    momentum: ArrayLike | None = None,
-    nesterov: bool = False,
-    *,
-    every: int = 1,
-    ratio: str | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Path-SGD: w <- w - learning_rate (dL/dw) / kappa.
-
-    Args:
-      learning_rate: a number or a schedule.
-      kappa_fn: see `scale_by_path_kappa`.
-      momentum: decay of the momentum, as in `optax.sgd`. The commutation with rescaling is that of plain steps.
-      nesterov: whether the momentum is Nesterov's.
-      every: see `scale_by_path_kappa`.
-      ratio: see `scale_by_path_kappa`.
-
-    Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
-    equation 7 and Theorem 2.
-
-    >>> from pathspace import path_kappa
-    >>> params = {"first": jnp.ones((1, 2)), "second": jnp.ones((2, 1))}
-    >>> network = lambda params, x: jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> optimizer = path_sgd(0.5, lambda params: path_kappa(network, params, jnp.zeros((1, 1))))
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates["first"].tolist()
-    [[-0.5, -0.5]]
-    """
-    return optax.chain(
-        scale_by_path_kappa(kappa_fn, every=every, ratio=ratio),
-        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-    )
-
-
-def path_adam(
-    learning_rate: optax.ScalarOrSchedule,
-    kappa_fn: Callable[[PyTree], PyTree],
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    *,
-    every: int = 1,
-    ratio: str | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """The Path-SGD gradient as Adam's input. Adam's division takes the invariance to rescaling away again.
-
-    Args:
-      learning_rate: a number or a schedule.
-      kappa_fn: see `scale_by_path_kappa`.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      every: see `scale_by_path_kappa`.
-      ratio: see `scale_by_path_kappa`.
-
-    Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
-    section 5.3.
-
-    >>> from pathspace import path_kappa
-    >>> params = {"first": jnp.ones((1, 2)), "second": jnp.ones((2, 1))}
-    >>> network = lambda params, x: jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> optimizer = path_adam(1e-3, lambda params: path_kappa(network, params, jnp.zeros((1, 1))))
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    """
-    return optax.chain(
-        scale_by_path_kappa(kappa_fn, every=every, ratio=ratio), optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
-    )
-
-
-def _divided(grad: Array, kappa: Array) -> Array:
-    return jnp.where(kappa > 0, grad.astype(kappa.dtype) / jnp.where(kappa > 0, kappa, 1), 0)
-
-
-def _wide_zeros(leaf: Array) -> Array:
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.float32
-    return jnp.zeros(leaf.shape, dtype)
 
 
 def _without_masked_groups(skeleton: Skeleton, params: PyTree) -> Skeleton:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 
 from pathspace import basis_path_norm, path_network, path_norm, random_scales, reduction_graph, rescale
@@ -207,6 +208,38 @@ def test_path_network_is_a_polynomial_to_differentiate():
         assert_allclose(gradient, expected[name], rtol=1e-12)
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     assert_allclose(jax.vmap(network, (0, None))(several, x)[0], polynomial(params), rtol=1e-12)
+
+
+def test_gradients_where_signs_matter():
+    def fn(params, x):
+        return jax.nn.relu(x @ params["w"] - 0.5 + (params["b"] + params["c"]))
+
+    params = {"w": jnp.array([[2.0], [-1.0]]), "b": jnp.array([-3.0]), "c": jnp.array([2.0])}
+    check_grads(lambda params: path_norm(fn, params, jnp.zeros((1, 2))), (params,), order=1, modes=["rev"])
+
+
+def test_states_that_no_input_has_reached():
+    """The first state is a constant, and so is what a product with weights makes of it."""
+
+    def fn(params, x):
+        def step(h, x):
+            h = jax.nn.relu(h @ params["u"]) + x @ params["w"]
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros(2), x)[1]
+
+    params = {"u": jnp.array([[2.0, 1.0], [0.0, 3.0]]), "w": jnp.array([[1.0, 5.0]])}
+    first = np.array([1.0, 5.0])
+    second = first @ np.array([[2.0, 1.0], [0.0, 3.0]]) + first
+    assert_allclose(path_norm(fn, params, jnp.zeros((2, 1)), p=1), first.sum() + second.sum())
+
+
+def test_stacks():
+    def fn(params, x):
+        first, second = jnp.stack([x @ params, 2 * x @ params])
+        return first + second
+
+    assert_allclose(path_norm(fn, jnp.full((2, 1), -3.0), jnp.zeros((1, 2)), p=1), 2 * 3 * 3)
 
 
 def test_zero_weights_leave_no_path():

@@ -52,9 +52,9 @@ class TracedPaths:
         """Of the frozen normalisations, for one walk."""
         return Statistics(self._frozen, self.jaxpr, [*self.leaves, *self._inputs]) if self._frozen else None
 
-    def network(self, *, rescales: bool = False) -> PathNetwork:
+    def network(self, *, of_powers: bool = True, rescales: bool = False) -> PathNetwork:
         """A path network, for one walk."""
-        return PathNetwork(self.p, rescales=rescales, statistics=self.statistics())
+        return PathNetwork(self.p, of_powers=of_powers, rescales=rescales, statistics=self.statistics())
 
     def outputs(self, network: PathNetwork, arguments: Sequence[Value]) -> list[Signal]:
         """The sums over the paths to each output."""

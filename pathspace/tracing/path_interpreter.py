@@ -22,6 +22,8 @@ class PathNetwork(Interpreter[Value]):
 
     Attributes:
       p: the power of weights.
+      of_powers: whether derivatives are those by the p-th powers of weights, which the path network is linear in, or
+        those by the weights themselves.
       rescales: whether sums are kept from overflowing, by a factor that a signal's entries have in common.
       statistics: what frozen normalisations compute from activations.
     """
@@ -30,12 +32,14 @@ class PathNetwork(Interpreter[Value]):
         self,
         p: float | int,
         *,
+        of_powers: bool = True,
         rescales: bool = False,
         statistics: Statistics | None = None,
         rules: Mapping[Any, Rule] = PATH_RULES,
     ):
         super().__init__(rules)
         self.p = p
+        self.of_powers = of_powers
         self.rescales = rescales
         self.statistics = statistics
 
@@ -100,8 +104,9 @@ class PathNetwork(Interpreter[Value]):
         return Signal(value.path / scale, value.shift + jnp.log(scale), value.offset)
 
     def merged(self, raw: Array, linear: Array) -> Weight:
-        """A sum of weights with signs: |raw|^p, that changes with each of its squared terms as `linear` does."""
-        return Weight(raw, lax.stop_gradient(self.powered(raw) - linear) + linear)
+        """A sum of weights with signs: |raw|^p; by the powers of its terms it changes as their sum `linear` does."""
+        powered = self.powered(raw)
+        return Weight(raw, lax.stop_gradient(powered - linear) + linear if self.of_powers else powered)
 
 
 def all_constant(values: Sequence[Value]) -> TypeGuard[Sequence[Constant]]:

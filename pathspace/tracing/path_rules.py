@@ -120,7 +120,8 @@ def _takes_larger(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Val
     values = first, second
     if isinstance(first, Signal) and isinstance(second, Signal):
         return [network.sum_of(network.signal(first), network.signal(second))]
-    streams = [value for value in values if isinstance(value, Signal)]
+    # Paths begin at the biases of a state that no input has reached, too.
+    streams = [value for value in values if isinstance(value, Signal | Weight)]
     bounds = [value.array for value in values if isinstance(value, Constant)]
     if len(streams) == len(bounds) == 1 and is_numeric(np.asarray(bounds[0])) and _is_homogeneous(bounds[0]):
         return [network.signal(streams[0])]
@@ -255,7 +256,7 @@ _register(
     *(lax.eq_p, lax.ne_p, lax.lt_p, lax.le_p, lax.gt_p, lax.ge_p),
     *(lax.sign_p, lax.is_finite_p, lax.argmax_p, lax.argmin_p),
 )
-_register(_splits, lax.split_p)
-_register(_joins, lax.concatenate_p, lax.pad_p)
+_register(_splits, lax.split_p, lax.unstack_p)
+_register(_joins, lax.concatenate_p, lax.pad_p, lax.stack_p)
 _register(_picks, lax.gather_p, lax.dynamic_slice_p)
 _register(_scans, lax.scan_p)

@@ -18,11 +18,12 @@ from benchmarks import training
 from benchmarks.data import digit_rows
 from benchmarks.digits import Digits
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.results import Run, best_learning_rate, grid_tables, summary_table, write_json_lines
+from benchmarks.results import Quantity, Run, best_learning_rate, grid_tables, summary_table, write_json_lines
 from benchmarks.sweeps import grid, sweep
-from benchmarks.training import Configuration, Problem
+from benchmarks.training import Classification, Configuration
 from pathspace.models import ReluRNN
 
+QUANTITY = Quantity("test error", "%", by_chance=0.9)
 TOY = {
     "--hidden": "6",
     "--epochs": "2",
@@ -45,7 +46,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def problem():
-    return Problem(
+    return Classification(
         make_model=lambda rngs: ReluRNN(8, (5,), 10, rngs=rngs),
         data=digit_rows(),
         batch_size=256,
@@ -82,8 +83,8 @@ def shown(*tables):
 
 def test_command_names_each_optimiser_and_its_files(toy):
     output, folder = toy
-    for optimizer in OPTIMIZERS.values():
-        assert f"│ {optimizer.label} " in output
+    for name in Digits.optimizers:
+        assert f"│ {OPTIMIZERS[name].label} " in output
     for name in ("learning_rates.png", "learning_curves.png", "runs.jsonl"):
         assert str(folder / name) in output
 
@@ -155,7 +156,7 @@ def test_learning_rate_is_chosen_by_validation_error():
         a_run(learning_rate=0.2, validation_error=[0.2], test_error=[0.4]),
     ]
     assert best_learning_rate(runs, optimizer="sgd", rescale=0.0) == 0.2
-    assert "40.00" in shown(summary_table(runs, chance_error=0.9))
+    assert "40.00" in shown(summary_table(runs, QUANTITY))
 
 
 @pytest.mark.parametrize(
@@ -169,15 +170,15 @@ def test_learning_rate_is_chosen_by_validation_error():
 )
 def test_outcome_is_named_in_table_and_file(changes, outcome, tmp_path):
     run = a_run(**changes)
-    assert run.outcome(0.9) == outcome
-    assert (outcome in shown(summary_table([run], 0.9), *grid_tables([run], 0.9))) == (outcome != "trained")
-    write_json_lines([run], tmp_path / "runs.jsonl", settings={}, chance_error=0.9, seconds=1.0)
+    assert run.outcome(QUANTITY) == outcome
+    assert (outcome in shown(summary_table([run], QUANTITY), *grid_tables([run], QUANTITY))) == (outcome != "trained")
+    write_json_lines([run], tmp_path / "runs.jsonl", settings={}, quantity=QUANTITY, seconds=1.0)
     assert json.loads((tmp_path / "runs.jsonl").read_text())["outcome"] == outcome
 
 
 def test_mixed_outcomes_are_counted():
     runs = [a_run(), a_run(seed=1, train_loss=[float("nan")], test_error=[0.9])]
-    table = shown(*grid_tables(runs, 0.9))
+    table = shown(*grid_tables(runs, QUANTITY))
     assert "50.00 ± 40.00" in table
     assert "1 diverged" in table
 
@@ -213,6 +214,6 @@ def test_initial_function_and_normal_draws_are_those_of_the_seed(problem, initia
 
     params = {rescale: initial(rescale) for rescale in (0.0, 1.0, 2.0)}
     for rescale in (1.0, 2.0):
-        assert_allclose(problem.logits(params[rescale], inputs), problem.logits(params[0.0], inputs), atol=1e-4)
+        assert_allclose(problem.outputs(params[rescale], inputs), problem.outputs(params[0.0], inputs), atol=1e-4)
     kernel = {rescale: jnp.log(jnp.abs(params[rescale]["readout"]["kernel"][...])) for rescale in params}
     assert_allclose(kernel[2.0] - kernel[0.0], 2 * (kernel[1.0] - kernel[0.0]), atol=1e-4)

@@ -61,13 +61,18 @@ def one_of(x):
 
 
 @x64
-@pytest.mark.parametrize("second_term", [False, True])
-@pytest.mark.parametrize("make", [mlp, cnn, rcnn, stacked_rnn])
-def test_steps_commute_with_rescaling(make, second_term):
+@pytest.mark.parametrize(
+    ("make", "second_term", "options"),
+    [
+        *((make, second_term, {}) for make in (mlp, cnn, rcnn, stacked_rnn) for second_term in (False, True)),
+        *((make, False, {"max_norm": 0.3, "ratio": "weights"}) for make in (mlp, stacked_rnn)),
+    ],
+)
+def test_steps_commute_with_rescaling(make, second_term, options):
     """Theorem 2."""
     fn, params, x = make()
     graph = reduction_graph(fn, params, x)
-    optimizer = path_sgd(1e-3, lambda params: path_kappa(fn, params, one_of(x), second_term=second_term))
+    optimizer = path_sgd(1e-3, lambda params: path_kappa(fn, params, one_of(x), second_term=second_term), **options)
 
     @jax.jit
     def train(params):
@@ -143,6 +148,24 @@ def test_initial_ratio_gives_the_first_update_the_norm_of_the_gradient():
 
 
 @x64
+@pytest.mark.parametrize("size", [1, 1000])
+def test_gradients_are_limited_and_updates_relative_in_the_norms_of_kappa(size):
+    fn, params, x = mlp()
+    grads = jax.tree.map(lambda grad: size * grad, normal(8, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2)))
+    kappa = path_kappa(fn, params, one_of(x))
+    of_weights, of_grads = (
+        np.sqrt(sum(np.sum(np.square(tree[name]) * kappa[name] ** power) for name in params))
+        for tree, power in ((params, 1), (grads, -1))
+    )
+    assert (of_grads > 200) == (size == 1000)
+    scale = scale_by_path_kappa(kappa_of(fn, x), max_norm=200.0, ratio="weights")
+    updates, _ = scale.update(grads, scale.init(params), params)
+    for name, update in updates.items():
+        expected = of_weights * min(1, 200 / of_grads) * grads[name] / kappa[name]
+        assert_allclose(update, expected, rtol=1e-10)
+
+
+@x64
 def test_path_adam_is_adam_on_the_divided_gradient():
     fn, params, x = mlp()
     grads = normal(9, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2))
@@ -154,7 +177,9 @@ def test_path_adam_is_adam_on_the_divided_gradient():
         assert_allclose(update, expected[name], rtol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"every": 2}, {"momentum": 0.9, "ratio": "initial"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"every": 2}, {"momentum": 0.9, "ratio": "initial"}, {"max_norm": 1.0, "ratio": "weights"}]
+)
 def test_init_takes_shapes_and_updates_keep_dtypes(options):
     fn, params, x = mlp()
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -171,7 +196,7 @@ def test_init_takes_shapes_and_updates_keep_dtypes(options):
     ("call", "message"),
     [
         (functools.partial(scale_by_path_kappa, every=0), "expected every to be 1 or more updates, got 0"),
-        (functools.partial(scale_by_path_kappa, ratio="first"), "ratio is 'initial' or None, got 'first'"),
+        (functools.partial(scale_by_path_kappa, ratio="first"), "ratio is 'initial', 'weights' or None, got 'first'"),
         (
             lambda kappa: scale_by_path_kappa(kappa).update({}, scale_by_path_kappa(kappa).init({})),
             "not passing `params`",

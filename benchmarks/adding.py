@@ -1,0 +1,184 @@
+"""The adding problem: to remember two numbers of a long sequence. Path-SGD against SGD."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Float, PyTree
+from rich.console import Console
+
+from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.reporting import check_distinct, check_positive, show, sweep_with_progress
+from benchmarks.results import Quantity
+from benchmarks.sweeps import grid
+from benchmarks.training import Configuration, Problem
+from pathspace.basis import DEFAULT_MAX_RATIO
+from pathspace.models import ReluRNN
+
+_STEPS_PER_EPOCH = 500
+_HELD_OUT = 1000
+
+
+_HELD_OUT_SEED = 2**31 - 1  # no run's
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What the options of a name set."""
+
+    lengths: tuple[int, ...]
+    steps: int
+    seeds: int
+    sgd_learning_rates: tuple[float, ...]
+    path_sgd_learning_rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "seeds")
+        check_distinct(self, "lengths", "sgd_learning_rates", "path_sgd_learning_rates")
+
+
+PRESETS = {
+    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(3e-5,)),
+    "paper": Preset(
+        lengths=(100, 400, 750),
+        steps=100_000,
+        seeds=3,
+        sgd_learning_rates=(0.01, 0.03, 0.1),
+        path_sgd_learning_rates=(1e-5, 2e-5, 3e-5),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adding:
+    """Train a ReLU RNN on the adding problem with SGD and with Path-SGD.
+
+    Each example is a sequence of numbers from U(0, 1), two of which are marked, one in each half; the target is the sum
+    of these two. Always to answer with the mean, 1, has an error of 1/6. New examples are drawn in each step.
+
+    The network is the paper's: one layer of 100 units, recurrent weights the identity, all others uniform in +-0.01.
+    How steps are kept from diverging the paper leaves open. Here SGD's gradients are clipped to norm 1. Path-SGD (with
+    the first term of kappa) has steps relative to the weights, and gradients clipped to norm 30, both in norms that
+    rescaling does not change (`max_norm` and `ratio="weights"` of `pathspace.path_sgd`): no step is longer than 30
+    times the learning rate. Learning rates fall to 0 as a cosine. Epochs are of 500 steps.
+    """
+
+    preset: Literal["quick", "paper"] = "quick"
+    """Sets what is not set below: two minutes on two cores, or the lengths of the paper for hours."""
+    lengths: tuple[int, ...] | None = None
+    """Lengths of the sequences."""
+    steps: int | None = None
+    """Training steps, in multiples of 500."""
+    seeds: int | None = None
+    """Runs of each setting; a seed sets the initial weights and the training examples."""
+    sgd_learning_rates: tuple[float, ...] | None = None
+    """Learning rates of SGD, at the beginning."""
+    path_sgd_learning_rates: tuple[float, ...] | None = None
+    """Learning rates of Path-SGD, at the beginning."""
+    optimizers: tuple[Literal["clipped_sgd", "bounded_path_sgd"], ...] = ("clipped_sgd", "bounded_path_sgd")
+    """Optimisers to compare."""
+    hidden: int = 100
+    """Hidden units of the network."""
+    batch_size: int = 16
+    """Training examples in a step."""
+    output: Path = Path("results/adding")
+    """Folder for the pictures and results, with one inside it for each length."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "hidden", "batch_size")
+        check_distinct(self, "optimizers")
+        self._settings()
+
+    def run(self) -> None:
+        """Train at each length, print the tables, and write pictures and results."""
+        settings = self._settings()
+        console = Console()
+        for length in settings.lengths:
+            problem = AddingProblem(
+                make_model=functools.partial(_model, hidden=self.hidden),
+                batch_size=self.batch_size,
+                skeleton_method="cyclic",
+                skeleton_reference="balanced",
+                max_ratio=DEFAULT_MAX_RATIO,
+                length=length,
+                steps=settings.steps,
+            )
+            learning_rates = {"sgd": settings.sgd_learning_rates, "path_sgd": settings.path_sgd_learning_rates}
+            configurations: dict[str, Configuration] = {
+                name: grid(learning_rates[OPTIMIZERS[name].family], (0.0,), settings.seeds) for name in self.optimizers
+            }
+            runs, seconds = sweep_with_progress(console, problem, configurations, problem.epochs)
+            show(
+                console,
+                runs,
+                Quantity("test MSE", "1e-2", by_chance=1 / 6),
+                f"Adding problem, length {length}",
+                self.output / str(length),
+                settings=dataclasses.asdict(self) | dataclasses.asdict(settings) | {"length": length},
+                seconds=seconds,
+            )
+
+    def _settings(self) -> Preset:
+        names = [field.name for field in dataclasses.fields(Preset)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(PRESETS[self.preset], **given)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddingProblem(Problem):
+    """The adding problem for a network of two inputs, number and mark, and one output.
+
+    Attributes:
+      length: of the sequences.
+      steps: of training, for the learning rate's schedule.
+    """
+
+    length: int
+    steps: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of 500 steps, for new examples never end."""
+        return -(-self.steps // _STEPS_PER_EPOCH)
+
+    def schedule(self, learning_rate: ArrayLike) -> optax.ScalarOrSchedule:
+        decay = optax.cosine_decay_schedule(1.0, self.steps)
+        return lambda step: learning_rate * decay(step)
+
+    def batches(self, key: Array) -> Array:
+        return jax.random.split(key, _STEPS_PER_EPOCH)
+
+    def loss(self, params: PyTree, batch: Array) -> Float[Array, ""]:
+        """Mean squared error on new examples."""
+        return self._error(params, batch, self.batch_size)
+
+    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean squared errors on 1000 examples each."""
+        validation_key, test_key = jax.random.split(jax.random.key(_HELD_OUT_SEED))
+        return self._error(params, validation_key, _HELD_OUT), self._error(params, test_key, _HELD_OUT)
+
+    def one_input(self) -> Array:
+        return jnp.ones((1, self.length, 2))
+
+    def _error(self, params: PyTree, key: Array, count: int) -> Float[Array, ""]:
+        inputs, targets = examples(key, count, self.length)
+        return jnp.mean((self.outputs(params, inputs)[:, 0] - targets) ** 2)
+
+
+def examples(key: Array, count: int, length: int) -> tuple[Float[Array, "count length 2"], Float[Array, " count"]]:
+    """Sequences of numbers and marks, and the sums of the marked numbers."""
+    numbers_key, first_key, second_key = jax.random.split(key, 3)
+    numbers = jax.random.uniform(numbers_key, (count, length))
+    first = jax.random.randint(first_key, (count,), 0, length // 2)
+    second = jax.random.randint(second_key, (count,), length // 2, length)
+    marks = jax.nn.one_hot(first, length) + jax.nn.one_hot(second, length)
+    return jnp.stack([numbers, marks], axis=-1), jnp.sum(numbers * marks, axis=1)
+
+
+def _model(rngs: nnx.Rngs, hidden: int) -> ReluRNN:
+    return ReluRNN(2, (hidden,), 1, start="uniform", rngs=rngs)
