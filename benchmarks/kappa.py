@@ -27,8 +27,8 @@ _Apply = Callable[[PyTree, Array], Array]
 class Kappa:
     """Compare the two terms of kappa in word-level language models, as the Path-SGD paper does, and time them.
 
-    The first table reproduces that of Neyshabur et al. (2016), figure 2, left: |kappa2| / |kappa1|, the ratio of the
-    norms over all weights of a one-layer ReLU RNN. Words go in one-hot, outputs come at each step; all initial weights
+    The first table is that of Neyshabur et al. (2016), figure 2, left: |kappa2| / |kappa1|, the ratio of the norms
+    over all weights of a one-layer ReLU RNN. Words go in one-hot, outputs come at each step; all initial weights
     are uniform in +-0.1. The second table compares the time of the first term and of both with that of an SGD step. By
     the paper the cost relative to this is O(1/B) for the first term and O((T + H)/B) for the second, in batches of B.
     """

@@ -6,9 +6,9 @@ from benchmarks.step_time import StepTime, time_in_turns
 
 
 def test_table_names_every_pair(capsys):
-    StepTime(shapes=("8x8",), hidden=4, turns=2).run()
+    StepTime(shapes=("8x8",), optimizers=("g_adam", "path_sgd_10"), hidden=4, turns=2).run()
     text = capsys.readouterr().out
-    for pair in ("G-SGD / SGD", "G-Adam / Adam", "Path-SGD / SGD", "Path-SGD every 10 / SGD"):
+    for pair in ("G-Adam / Adam", "Path-SGD every 10 / SGD"):
         assert text.count(pair) == 1
 
 
