@@ -1,18 +1,16 @@
 """The curvature of the path-regulariser along each weight."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .tracing.path_evaluation import Powers, TracedPaths, is_weight
-from .tracing.recurrences import Recurrence, RecurrentNetwork, passed_repeatedly, recurrence
+from .tracing.recurrences import Exposure, Recurrence, RecurrentNetwork, passed_repeatedly, recurrence
 
 _BATCH = 64  # how many columns or vectors are worked on at once: more of them need more memory
-
-_Gradients = Callable[[Powers], Powers]
 
 
 def path_kappa(
@@ -54,7 +52,7 @@ def path_kappa(
 
     Returns:
       A tree like `params`, in float32 or wider; 0 for weights that no path passes, and for leaves that are not floating
-      point.
+      point; infinite where sums over paths overflow, so that Path-SGD leaves such weights as they are.
 
     Raises:
       ValueError: see `path_network`; `num_probes` below 1, or without a key or the second term.
@@ -74,82 +72,126 @@ def path_kappa(
     traced = TracedPaths(fn, jax.lax.stop_gradient(wide), inputs, 2, frozen)
     squares = traced.powers(jax.tree.leaves(wide))
 
-    def gradients(squares: Powers) -> Powers:
-        return jax.grad(lambda powers: traced.total(traced.network(), traced.arguments(powers)))(squares)
-
-    kappas = gradients(squares)
+    matrices = {place: matrix for place in squares if (matrix := recurrence(traced.jaxpr, place)) is not None}
+    kappas, flows = _first_terms(traced, squares, matrices)
     if second_term:
         probe_keys = None if key is None or num_probes is None else jax.random.split(key, num_probes)
         repeated = passed_repeatedly(traced.jaxpr)
         for place in (place for place in squares if repeated[place]):
-            matrix = recurrence(traced.jaxpr, place)
-            diagonal = None if matrix is None else _recurrent_diagonal(traced, squares, place, matrix)
-            if diagonal is None and probe_keys is not None:
-                diagonal = _estimated_diagonal(gradients, squares, place, probe_keys)
-            elif diagonal is None:
-                diagonal = _hessian_diagonal(gradients, squares, place)
+            if place in flows and flows[place].steps_are_alike:
+                diagonal = _recurrent_diagonal(traced, squares, place, flows[place])
+            elif probe_keys is not None:
+                diagonal = _estimated_diagonal(traced, squares, place, probe_keys)
+            else:
+                diagonal = _hessian_diagonal(traced, squares, place)
             kappas[place] += 2 * squares[place] * diagonal
-    leaves = [kappas.get(place, jnp.zeros(jnp.shape(leaf), jnp.float32)) for place, leaf in enumerate(traced.leaves)]
+    # 0 times an infinite sum over paths is no number.
+    finite_or_infinite = {place: jnp.where(jnp.isnan(kappa), jnp.inf, kappa) for place, kappa in kappas.items()}
+    leaves = [
+        finite_or_infinite.get(place, jnp.zeros(jnp.shape(leaf), jnp.float32))
+        for place, leaf in enumerate(traced.leaves)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def _recurrent_diagonal(traced: TracedPaths, squares: Powers, place: int, matrix: Recurrence) -> Array | None:
-    """g_ij,ij of the matrix of a recurrence; None where its steps are not alike."""
-    square = squares[place] if matrix.from_rows else squares[place].T
-    num_targets = square.shape[1]
+class _Flow(NamedTuple):
+    """What flows through the matrix of a recurrence, in the order of time."""
 
-    def walked(perturbations: Float[Array, "time target"]) -> tuple[Array, Array | None]:
-        arguments = traced.arguments(squares)
-        network = RecurrentNetwork(arguments[place], perturbations, traced.statistics())
-        return traced.total(network, arguments), network.operands
+    matrix: Recurrence
+    entering: Float[Array, "time source"]  # h_t
+    leaving: Float[Array, "time target"]  # d_t
+    steps_are_alike: bool
 
-    unperturbed = jnp.zeros((matrix.length, num_targets), square.dtype)
-    leaving, entering = jax.grad(walked, has_aux=True)(unperturbed)  # d_t, h_t
-    if entering is None:
-        return None
-    _, respond = jax.linearize(lambda perturbations: walked(perturbations)[1], unperturbed)
-    first = matrix.length - 1 if matrix.reverse else 0
-    in_order = -1 if matrix.reverse else 1
-    leaving, entering = leaving[::in_order], entering[::in_order]
+
+def _first_terms(
+    traced: TracedPaths, squares: Powers, matrices: Mapping[int, Recurrence]
+) -> tuple[Powers, dict[int, _Flow]]:
+    """The derivatives of g. Those by matrices of recurrences are one product behind the loop, not one in each step."""
+    perturbations = {place: _unperturbed(squares[place], matrix) for place, matrix in matrices.items()}
+    others = {place: square for place, square in squares.items() if place not in matrices}
+
+    def total(others: Powers, perturbations: Powers) -> tuple[Array, Any]:
+        return _exposed_total(traced, {**squares, **others}, perturbations)
+
+    (terms, leaving), (entering, steps_are_alike) = jax.grad(total, argnums=(0, 1), has_aux=True)(others, perturbations)
+    if hidden := [place for place in matrices if entering[place] is None]:
+        return _first_terms(traced, squares, {place: matrices[place] for place in matrices if place not in hidden})
+    flows = {
+        place: _Flow(matrix, entering[place], leaving[place], steps_are_alike[place])
+        for place, matrix in matrices.items()
+    }
+    products = {place: _oriented(flow.matrix, flow.entering.T @ flow.leaving) for place, flow in flows.items()}
+    return {**terms, **products}, flows
+
+
+def _exposed_total(
+    traced: TracedPaths, squares: Powers, perturbations: Powers
+) -> tuple[Array, tuple[dict[int, Array | None], dict[int, bool]]]:
+    """g, what enters the perturbed matrices, and whether steps are alike there."""
+    arguments = traced.arguments(squares)
+    exposures = {place: Exposure(arguments[place], each) for place, each in perturbations.items()}
+    total = traced.total(RecurrentNetwork([*exposures.values()], traced.statistics()), arguments)
+    entering = {place: each.operands for place, each in exposures.items()}
+    return total, (entering, {place: each.steps_are_alike for place, each in exposures.items()})
+
+
+def _unperturbed(square: Array, matrix: Recurrence) -> Float[Array, "time target"]:
+    return jnp.zeros((matrix.length, square.shape[1 if matrix.from_rows else 0]), square.dtype)
+
+
+def _oriented(matrix: Recurrence, by_source_and_target: Array) -> Array:
+    return by_source_and_target if matrix.from_rows else by_source_and_target.T
+
+
+def _recurrent_diagonal(traced: TracedPaths, squares: Powers, place: int, flow: _Flow) -> Array:
+    """g_ij,ij of the matrix of a recurrence."""
+    unperturbed = jnp.zeros_like(flow.leaving)
+
+    def entering(perturbations: Array) -> Array | None:
+        return _exposed_total(traced, squares, {place: perturbations})[1][0][place]
+
+    _, respond = jax.linearize(entering, unperturbed)
+    length = flow.matrix.length
+    first, in_order = (length - 1, -1) if flow.matrix.reverse else (0, 1)
     # Row s holds d from step s on, and zeros behind its end: a product with h sums over all pairs of steps s apart.
-    shifts = jnp.arange(matrix.length)[:, None] + jnp.arange(matrix.length)
+    shifts = jnp.arange(length)[:, None] + jnp.arange(length)
 
-    def column(target: Array) -> Float[Array, " source"]:
+    def of_target(target: Array) -> Float[Array, " source"]:
         response = respond(unperturbed.at[first, target].set(1))[::in_order]  # P_s[target]
-        later = jnp.take(leaving[:, target], shifts, mode="fill", fill_value=0)
-        return 2 * jnp.sum(response * (later @ entering), axis=0)
+        later = jnp.take(flow.leaving[::in_order, target], shifts, mode="fill", fill_value=0)
+        return 2 * jnp.sum(response * (later @ flow.entering[::in_order]), axis=0)
 
-    columns = jax.lax.map(column, jnp.arange(num_targets), batch_size=_BATCH)
-    return columns.T if matrix.from_rows else columns
+    by_target = jax.lax.map(of_target, jnp.arange(unperturbed.shape[1]), batch_size=_BATCH)
+    return _oriented(flow.matrix, by_target.T)
 
 
-def _hessian_diagonal(gradients: _Gradients, squares: Powers, place: int) -> Array:
+def _hessian_diagonal(traced: TracedPaths, squares: Powers, place: int) -> Array:
     """g_ii of one leaf."""
     leaf = squares[place]
 
     def entry(index: Array) -> Array:
         direction = jnp.zeros_like(leaf).ravel().at[index].set(1).reshape(leaf.shape)
-        return _hessian_times(gradients, squares, place, direction).ravel()[index]
+        return _hessian_times(traced, squares, place, direction).ravel()[index]
 
     return jax.lax.map(entry, jnp.arange(leaf.size), batch_size=_BATCH).reshape(leaf.shape)
 
 
-def _estimated_diagonal(gradients: _Gradients, squares: Powers, place: int, keys: Array) -> Array:
+def _estimated_diagonal(traced: TracedPaths, squares: Powers, place: int, keys: Array) -> Array:
     """The mean of v_i (Hessian v)_i over random vectors of signs."""
     leaf = squares[place]
 
     def probe(key: PRNGKeyArray) -> Array:
         signs = jax.random.rademacher(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
-        return signs * _hessian_times(gradients, squares, place, signs)
+        return signs * _hessian_times(traced, squares, place, signs)
 
     return jnp.mean(jax.lax.map(probe, keys, batch_size=_BATCH), axis=0)
 
 
-def _hessian_times(gradients: _Gradients, squares: Powers, place: int, direction: Array) -> Array:
-    def gradient(leaf: Array) -> Array:
-        return gradients({**squares, place: leaf})[place]
+def _hessian_times(traced: TracedPaths, squares: Powers, place: int, direction: Array) -> Array:
+    def total(leaf: Array) -> Array:
+        return traced.total(traced.network(), traced.arguments({**squares, place: leaf}))
 
-    return jax.jvp(gradient, (squares[place],), (direction,))[1]
+    return jax.jvp(jax.grad(total), (squares[place],), (direction,))[1]
 
 
 def _wide(leaf: Array) -> Any:

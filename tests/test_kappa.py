@@ -1,5 +1,6 @@
 """kappa against the second derivatives of the path-regulariser."""
 
+import functools
 import math
 
 import chex
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from pathspace import kappa, path_kappa
+from pathspace import kappa, path_kappa, path_sgd
 from pathspace.models import ReluRNN
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -357,6 +358,22 @@ def test_weights_that_no_path_passes_have_none():
     kappa = path_kappa(mlp, params, jnp.zeros((1, 2)), second_term=True)
     assert not kappa["a"][:, 1].any() and kappa["b"][1] == 0
     assert all(np.isfinite(leaf).all() for leaf in kappa.values())
+
+
+def test_overflow_is_infinite_and_leaves_weights_as_they_are():
+    def deep(params, x):
+        return functools.reduce(lambda x, w: jax.nn.relu(x @ w), params, x)
+
+    params = [leaf.at[:, 1].set(0) for leaf in jnp.full((30, 4, 4), 100, jnp.float32)]
+
+    def kappa_fn(params):
+        return path_kappa(deep, params, jnp.zeros((1, 4), jnp.float32))
+
+    kappas = jnp.stack(kappa_fn(params))
+    assert jnp.isinf(kappas).any() and not jnp.isnan(kappas).any()
+    optimizer = path_sgd(0.1, kappa_fn)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert not jnp.stack(updates)[jnp.isinf(kappas)].any()
 
 
 def test_tree_and_dtype():

@@ -115,50 +115,59 @@ def _uses_in(inner: OpenJaxpr, position: int, eqn: JaxprEqn, loops: tuple[JaxprE
     yield from _uses(inner.jaxpr, var, loops)
 
 
-class RecurrentNetwork(PathNetwork):
-    """A path network that shows what goes into and comes out of one recurrent matrix in each step.
+class Exposure:
+    """What goes into and comes out of the matrix of a recurrence.
 
     Attributes:
       matrix: the weight.
       perturbations: added to what comes out; the first axis is time.
-      operands: after a walk, what goes in; None where steps differ in more than that, or hold no sums over paths.
+      operands: after a walk, what goes in; None where that is no sum over paths.
+      steps_are_alike: after a walk, whether steps differ by what the inputs add to them alone.
     """
 
-    def __init__(self, matrix: Value, perturbations: Array, statistics: Statistics | None):
-        super().__init__(2, statistics=statistics, rules={**PATH_RULES, lax.dot_general_p: _exposed})
+    def __init__(self, matrix: Value, perturbations: Array):
         self.matrix = matrix
         self.perturbations = perturbations
         self.operands: Array | None = None
+        self.steps_are_alike = False
         self.perturbation: Array | None = None  # of the step under evaluation
         self.operand: Array | None = None
+
+
+class RecurrentNetwork(PathNetwork):
+    """A path network that exposes what happens at some matrices of recurrences."""
+
+    def __init__(self, exposures: Sequence[Exposure], statistics: Statistics | None):
+        super().__init__(2, statistics=statistics, rules={**PATH_RULES, lax.dot_general_p: _exposed})
+        self.exposures = exposures
 
     def loop(
         self, eqn: JaxprEqn, step: Step, consts: Sequence[Value], carry: Sequence[Value], slices: Sequence[Any]
     ) -> tuple[Sequence[Value], Sequence[Any]]:
-        if not any(const is self.matrix for const in consts):
-            return super().loop(eqn, step, consts, carry, slices)
+        exposures = [each for each in self.exposures if any(const is each.matrix for const in consts)]
 
         def exposed_step(carry: Sequence[Value], slices: Any) -> tuple[Sequence[Value], Any]:
-            slices, self.perturbation = slices
+            slices, perturbations = slices
+            for each, perturbation in zip(exposures, perturbations, strict=True):
+                each.perturbation, each.operand = perturbation, None
             carry, outs = step(carry, slices)
-            operand, self.operand, self.perturbation = self.operand, None, None
-            return carry, (outs, operand)
+            for each in exposures:
+                each.perturbation = None
+            return carry, (outs, [each.operand for each in exposures])
 
-        last, (outs, operands) = super().loop(eqn, exposed_step, consts, carry, (slices, self.perturbations))
-        steps_are_alike = not any(isinstance(value, Constant | Weight) for value in (*carry, *slices))
-        self.operands = operands if steps_are_alike else None
+        perturbations = [each.perturbations for each in exposures]
+        last, (outs, operands) = super().loop(eqn, exposed_step, consts, carry, (slices, perturbations))
+        for each, each_operands in zip(exposures, operands, strict=True):
+            each.operands = each_operands
+            each.steps_are_alike = not any(isinstance(value, Constant | Weight) for value in (*carry, *slices))
         return last, outs
 
 
 def _exposed(network: RecurrentNetwork, eqn: JaxprEqn, first: Value, second: Value) -> Sequence[Value]:
     (product,) = contracts(network, eqn, first, second)
-    operand = second if first is network.matrix else first
-    if (
-        network.perturbation is None
-        or not any(value is network.matrix for value in (first, second))
-        or not isinstance(product, Signal)
-        or not isinstance(operand, Signal)
-    ):
-        return [product]
-    network.operand = network.signal(operand).path.ravel()
-    return [Signal(product.path + network.perturbation.reshape(product.path.shape), product.shift)]
+    for each in network.exposures:
+        operand = second if first is each.matrix else first if second is each.matrix else None
+        if each.perturbation is not None and isinstance(operand, Signal) and isinstance(product, Signal):
+            each.operand = network.signal(operand).path.ravel()
+            product = Signal(product.path + each.perturbation.reshape(product.path.shape), product.shift)
+    return [product]
