@@ -42,7 +42,8 @@ def scale_by_path_kappa(
 
     Args:
       kappa_fn: from parameters to a tree like them: `lambda params: path_kappa(fn, params, *inputs)`.
-      every: compute kappa anew in every so many updates only.
+      every: compute kappa anew in every so many updates only (under `jax.vmap` it is computed in each, and used as
+        seldom).
       max_norm: limit of the gradient's norm |g|, which scales it down before the division.
       ratio: `"initial"` multiplies all updates by the constant that gives the first one the (Euclidean) norm of the
         gradient; `"weights"` multiplies each by |w|, so that learning rates are relative to the weights.
