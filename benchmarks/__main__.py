@@ -10,6 +10,7 @@ import tyro
 from benchmarks.adding import Adding
 from benchmarks.digits import Digits
 from benchmarks.kappa import Kappa
+from benchmarks.recurrence_time import RecurrenceTime
 from benchmarks.step_time import StepTime
 from benchmarks.tracing_time import TracingTime
 
@@ -25,6 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "adding": Adding,
     "digits": Digits,
     "kappa": Kappa,
+    "recurrence-time": RecurrenceTime,
     "step-time": StepTime,
     "tracing-time": TracingTime,
 }

@@ -1,27 +1,16 @@
 """Stacked recurrent networks of rectified linear units."""
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-_Initializer = Callable[[PRNGKeyArray, tuple[int, ...], DTypeLike], Array]
+from .initializers import starts
+from .relu_layer import relu_layers
 
 _OUTPUTS = ("last", "every")
-
-
-class _Start(NamedTuple):
-    """Initializers of the three kinds of kernel."""
-
-    input: _Initializer
-    recurrent: _Initializer
-    readout: _Initializer
 
 
 class ReluRNN(nnx.Module):
@@ -96,42 +85,32 @@ class ReluRNN(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        starts = _starts(uniform_scale, recurrent_scale)
-        if start not in starts:
-            raise ValueError(f"expected start to be one of {tuple(starts)}, got {start!r}")
+        known = starts(uniform_scale, recurrent_scale)
+        if start not in known:
+            raise ValueError(f"expected start to be one of {tuple(known)}, got {start!r}")
         if output not in _OUTPUTS:
             raise ValueError(f"expected output to be one of {_OUTPUTS}, got {output!r}")
-        if not hidden_features or min(hidden_features) < 1:
-            raise ValueError(
-                "expected hidden_features to hold at least one width, each of 1 or more, "
-                f"got {tuple(hidden_features)}: give one width for each recurrent layer"
-            )
 
         self.in_features = in_features
         self.use_bias = use_bias
         self.output = output
-        initializers = starts[start]
-        widths = [in_features, *hidden_features]
         self.layers = nnx.List(
-            [
-                _ReluLayer(
-                    layer_in,
-                    layer_out,
-                    use_bias=use_bias,
-                    initializers=initializers,
-                    unroll=unroll,
-                    dtype=dtype,
-                    param_dtype=param_dtype,
-                    rngs=rngs,
-                )
-                for layer_in, layer_out in itertools.pairwise(widths)
-            ]
+            relu_layers(
+                in_features,
+                hidden_features,
+                use_bias=use_bias,
+                initializers=known[start],
+                unroll=unroll,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
         )
         self.readout = nnx.Linear(
-            widths[-1],
+            hidden_features[-1],
             out_features,
             use_bias=use_bias,
-            kernel_init=initializers.readout,
+            kernel_init=known[start].readout,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -196,107 +175,3 @@ class ReluRNN(nnx.Module):
             source = target
         edges["readout/kernel"] = (source, None)
         return edges
-
-
-class _ReluLayer(nnx.Module):
-    """One recurrent layer on time-major sequences."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        use_bias: bool,
-        initializers: _Start,
-        unroll: int,
-        dtype: DTypeLike | None,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.unroll = unroll
-        self.input = nnx.Linear(
-            in_features,
-            out_features,
-            use_bias=use_bias,
-            kernel_init=initializers.input,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.recurrent = nnx.Linear(
-            out_features,
-            out_features,
-            use_bias=False,
-            kernel_init=initializers.recurrent,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
-    def __call__(
-        self, inputs: Float[Array, "time *batch in_features"]
-    ) -> tuple[Float[Array, "*batch units"], Float[Array, "time *batch units"]]:
-        """State after the last step, and the states of every step."""
-        # One product over all time steps is faster than one product in each step of the scan.
-        projected = self.input(inputs)
-
-        def step(state: Array, projected_inputs: Array) -> tuple[Array, Array]:
-            state = jax.nn.relu(projected_inputs + self.recurrent(state))
-            return state, state
-
-        initial_state = jnp.zeros(projected.shape[1:], projected.dtype)
-        return jax.lax.scan(step, initial_state, projected, unroll=self.unroll)
-
-
-def _starts(uniform_scale: float, recurrent_scale: float | None) -> dict[str, _Start]:
-    glorot = nnx.initializers.glorot_uniform()
-    small = nnx.initializers.normal(0.001)
-    uniform = _uniform(uniform_scale)
-    return {
-        "glorot": _Start(glorot, glorot, glorot),
-        "identity": _Start(small, _identity, small),
-        "np_rnn": _Start(
-            _np_rnn_input,
-            _normalized_positive_definite,
-            nnx.initializers.variance_scaling(1.0, "fan_avg", "normal"),
-        ),
-        "uniform": _Start(uniform, _identity if recurrent_scale is None else _uniform(recurrent_scale), uniform),
-    }
-
-
-def _uniform(scale: float) -> _Initializer:
-    def initializer(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        return jax.random.uniform(key, shape, dtype, minval=-scale, maxval=scale)
-
-    return initializer
-
-
-def _identity(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    return jnp.eye(shape[0], dtype=dtype)
-
-
-def _np_rnn_input(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    units = shape[-1]
-    alpha = math.sqrt(2) * math.exp(1.2 / (max(units, 6) - 2.4))
-    return alpha / units * jax.random.normal(key, shape, dtype)
-
-
-def _normalized_positive_definite(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    units = shape[-1]
-    # Half precision is too coarse for this, and `float` alone would promote as a weak type.
-    at_least_single = jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
-    random = jax.random.normal(key, shape, at_least_single)
-    shifted = random.T @ random / units + jnp.eye(units, dtype=random.dtype)
-    return (shifted / _largest_eigenvalue(shifted)).astype(dtype)
-
-
-def _largest_eigenvalue(matrix: Float[Array, "units units"]) -> Float[Array, ""]:
-    """Of a positive definite matrix: the limit of the norm of its 2^k-th power, to the power 1 / 2^k."""
-    # Not `eigvalsh`: under `vmap` on several CPU devices at once, XLA's calls of LAPACK wait for each other forever.
-
-    def square(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        power, log_eigenvalue = carry
-        norm = jnp.linalg.norm(power)
-        return jnp.matmul(power / norm, power / norm, precision="highest"), log_eigenvalue + jnp.log(norm) / 2.0**step
-
-    return jnp.exp(jax.lax.fori_loop(0, 30, square, (matrix, jnp.zeros((), matrix.dtype)))[1])

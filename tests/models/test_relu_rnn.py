@@ -23,11 +23,11 @@ def parameters(model_or_state):
 
 def with_random_parameters(model, seed=0, scale=0.5):
     """The model with all parameters, biases too, drawn anew: starts have zero biases and diagonal kernels."""
-    graphdef, state = nnx.split(model)
+    graphdef, state, rest = nnx.split(model, nnx.Param, ...)
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [scale * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(structure, drawn))
+    return nnx.merge(graphdef, jax.tree.unflatten(structure, drawn), rest)
 
 
 def outputs_by_loops(parameters, sequence, output):

@@ -1,0 +1,124 @@
+"""Cells whose work on the inputs is done for all time steps at once, and the loop that runs them."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+_OUTPUTS = ("last", "every")
+
+
+class RecurrentCell(nnx.RNNCellBase):
+    """One step of a recurrent network, in three parts.
+
+    - `project`: what depends on the inputs alone, for any number of steps at once;
+    - `constants`: what is the same in all steps: matrices ready for use, dropout masks;
+    - `step`: the rest.
+
+    `nnx.RNN` runs these cells as it runs Flax's own, all three parts in each step; `Recurrence` only the last one.
+    """
+
+    def project(self, inputs: Float[Array, "*batch in_features"]) -> PyTree:
+        """What a step needs of its inputs, with the same leading axes."""
+        raise NotImplementedError
+
+    def constants(self, batch_shape: tuple[int, ...]) -> PyTree:
+        """What all steps need."""
+        raise NotImplementedError
+
+    def step(self, carry: PyTree, projected: PyTree, constants: PyTree) -> tuple[PyTree, Array]:
+        """Next carry, and outputs."""
+        raise NotImplementedError
+
+    def __call__(self, carry: PyTree, inputs: Float[Array, "*batch in_features"]) -> tuple[PyTree, Array]:
+        """Next carry, and outputs, of shape (*batch, features)."""
+        return self.step(carry, self.project(inputs), self.constants(inputs.shape[:-1]))
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Axes of the inputs behind those of the batch."""
+        return 1
+
+
+class Recurrence(nnx.Module):
+    """A cell, over the time steps of sequences.
+
+    Computes (c_t, y_t) = cell(c_{t-1}, x_t) by `lax.scan`, from the cell's initial carry. `nnx.RNN` computes the same.
+
+    Args:
+        cell: a `RecurrentCell`, or any other `nnx.RNNCellBase` of one feature axis.
+        output: ``"last"`` for the outputs of the last step, ``"every"`` for those of every step.
+        unroll: number of time steps in one iteration of the scan, see `jax.lax.scan`.
+        hoist_inputs: whether the cell projects the inputs of all steps at once, before the loop, which takes memory for
+            all projections, or each step its own. Other cells than `RecurrentCell` do the latter.
+
+    Raises:
+        ValueError: for an unknown `output`; in a call, for inputs without a time axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from pathspace.models import Recurrence
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(Recurrence(nnx.GRUCell(2, 50, rngs=rngs)), nnx.Linear(50, 1, rngs=rngs))
+        >>> model(jnp.ones((16, 100, 2))).shape
+        (16, 1)
+    """
+
+    def __init__(
+        self, cell: nnx.RNNCellBase, *, output: str = "last", unroll: int = 1, hoist_inputs: bool = True
+    ) -> None:
+        if output not in _OUTPUTS:
+            raise ValueError(f"expected output to be one of {_OUTPUTS}, got {output!r}")
+        self.cell = cell
+        self.output = output
+        self.unroll = unroll
+        self.hoist_inputs = hoist_inputs
+
+    def __call__(
+        self, inputs: Float[Array, "*batch time in_features"]
+    ) -> Float[Array, "*batch features"] | Float[Array, "*batch time features"]:
+        """Outputs for a batch of sequences.
+
+        Args:
+            inputs: shape (*batch, time, in_features), floating.
+
+        Returns:
+            Shape (*batch, features) where `output` is ``"last"``, (*batch, time, features) where it is ``"every"``.
+        """
+        if inputs.ndim < 2:
+            raise ValueError(f"expected inputs of shape (*batch, time, in_features), got {inputs.shape}")
+        _, outputs = scan_cell(
+            self.cell, jnp.moveaxis(inputs, -2, 0), unroll=self.unroll, hoist_inputs=self.hoist_inputs
+        )
+        return outputs[-1] if self.output == "last" else jnp.moveaxis(outputs, 0, -2)
+
+
+def scan_cell(
+    cell: nnx.RNNCellBase,
+    inputs: Float[Array, "time *batch in_features"],
+    carry: PyTree | None = None,
+    *,
+    unroll: int = 1,
+    hoist_inputs: bool = True,
+) -> tuple[PyTree, Float[Array, "time *batch features"]]:
+    """Last carry and the outputs of all steps, from `carry` or else the cell's initial one. Time comes first."""
+    if carry is None:
+        # Flax's cells ask for random keys, even where the initial carry is zero.
+        carry = cell.initialize_carry(inputs.shape[1:], nnx.Rngs(0))
+
+    constants, sequence = None, inputs
+    if isinstance(cell, RecurrentCell):
+        constants = cell.constants(inputs.shape[1:-1])
+        if hoist_inputs:
+            sequence = cell.project(inputs)
+
+    def step(carry: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
+        if not isinstance(cell, RecurrentCell):
+            return cell(carry, inputs)
+        return cell.step(carry, inputs if hoist_inputs else cell.project(inputs), constants)
+
+    # The carry of a loop has one dtype, that of its initial value may be another.
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), sequence)
+    carry = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), carry, jax.eval_shape(step, carry, first)[0])
+    return jax.lax.scan(step, carry, sequence, unroll=unroll)
