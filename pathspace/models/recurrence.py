@@ -57,8 +57,8 @@ class Recurrence(nnx.Module):
             projections. Needs a `RecurrentCell`.
 
     Raises:
-        ValueError: for an unknown `output`, and to hoist the inputs of a cell that is no `RecurrentCell`; in a call, for
-            inputs without a time axis.
+        ValueError: for an unknown `output`, and to hoist the inputs of a cell that is no `RecurrentCell`; in a call,
+            for inputs without a time axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,8 +77,8 @@ class Recurrence(nnx.Module):
             raise ValueError(f"expected output to be one of {_OUTPUTS}, got {output!r}")
         if hoist_inputs and not isinstance(cell, RecurrentCell):
             raise ValueError(
-                f"expected a RecurrentCell to hoist inputs from, got {type(cell).__name__}: it cannot tell its work on the "
-                "inputs from the rest; leave hoist_inputs at False"
+                f"expected a RecurrentCell to hoist inputs from, got {type(cell).__name__}: it cannot tell its work on "
+                "the inputs from the rest; leave hoist_inputs at False"
             )
         self.cell = cell
         self.output = output

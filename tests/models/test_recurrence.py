@@ -29,15 +29,15 @@ INPUTS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_equals_the_loop_of_flax(name):
-    cell = CELLS[name](rngs=nnx.Rngs(0))
+def test_equals_the_loop_of_flax(x64, name):
+    cell = CELLS[name](dtype=float, param_dtype=float, rngs=nnx.Rngs(0))
     expected = nnx.RNN(cell)(INPUTS)
     for options in ({}, {"unroll": 3}, {"hoist_inputs": True}):
         if "hoist_inputs" in options and not isinstance(cell, RecurrentCell):
             continue
         outputs = Recurrence(cell, output="every", **options)(INPUTS)
-        assert_allclose(outputs, expected, rtol=1e-6, atol=1e-6, err_msg=str(options))
-    assert_allclose(Recurrence(cell)(INPUTS), expected[:, -1], rtol=1e-6, atol=1e-6)
+        assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12, err_msg=str(options))
+    assert_allclose(Recurrence(cell)(INPUTS), expected[:, -1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
