@@ -10,8 +10,9 @@ from flax import nnx
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 
-from pathspace import choose_skeleton, g_adam, g_sgd, reduction_graph
+from pathspace import choose_skeleton, g_adam, g_sgd, path_kappa, path_sgd, random_scales, reduction_graph, rescale
 from pathspace.models import PassthroughGRUCell, PassthroughLSTMCell, Recurrence, ResetAfterGRUCell
+from pathspace.models.state_matrix import apply_matrix
 
 from .test_relu_rnn import parameters, with_random_parameters
 from .training import train_two_steps
@@ -226,6 +227,38 @@ def test_optimizers_of_path_space_train_inner_components(optimizer):
 
     _, losses = jax.lax.scan(step, (params, optimizer.init(params)), length=50)
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("form", ["low-rank plus diagonal", "tied"])
+def test_path_sgd_on_inner_components_commutes_with_rescaling(x64, form):
+    # Gates have no path network, but the recurrent matrices have. All other weights take plain steps.
+    cell = with_random_parameters(PassthroughGRUCell(2, 4, param_dtype=float, rngs=nnx.Rngs(0), **FORMS[form]))
+    inputs = jax.random.normal(jax.random.key(1), (6, 5, 2))
+    graph, apply, params = _traced(Recurrence(cell), inputs)
+    graphdef = nnx.graphdef(Recurrence(cell))
+
+    def products(params, states):
+        matrices, _ = nnx.merge(graphdef, params).cell.constants(())
+        return sum(apply_matrix(matrix, states) for matrix in matrices.values())
+
+    def kappa(params):
+        return jax.tree.map(lambda k: jnp.where(k > 0, k, 1), path_kappa(products, params, jnp.ones((1, 4))))
+
+    optimizer = path_sgd(0.01, kappa)
+
+    @jax.jit
+    def train(params):
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(jax.grad(lambda p: jnp.sum(apply(p, inputs) ** 2))(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    scales = random_scales(jax.random.key(2), graph, sigma=1.0)
+    rescaled = rescale(params, graph, scales)
+    trained = train(params)
+    assert min(np.max(np.abs(w - old)) for w, old in zip(*map(jax.tree.leaves, (trained, params)), strict=True)) > 1e-4
+    chex.assert_trees_all_close(train(rescaled), rescale(trained, graph, scales), rtol=1e-8)
 
 
 def test_dropout_is_of_the_same_units_in_all_steps_and_in_training_alone():
