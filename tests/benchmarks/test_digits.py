@@ -183,6 +183,7 @@ def test_mixed_outcomes_are_counted():
     assert "1 diverged" in table
 
 
+@pytest.mark.slow
 def test_sweep_equals_its_single_runs(problem, initial_weights):
     configurations = {name: grid([0.01, 0.05], [0.0, 1.0], seeds=2) for name in ("sgd", "g_adam")}
     runs, _ = sweep(problem, configurations, epochs=4)

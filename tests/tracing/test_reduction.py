@@ -76,6 +76,7 @@ def test_shapes_alone_are_enough():
     assert reduction_graph(mlp, *shapes) == reduction_graph(mlp, mlp_params(), X)
 
 
+@pytest.mark.slow
 def test_tracing_allocates_nothing_of_the_size_of_the_weights():
     width = 1 << 16
     shapes = {

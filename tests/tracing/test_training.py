@@ -102,7 +102,14 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+# A transformer, a recurrence and low-rank factors stand for all in quick runs.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("CNN with BatchNorm", "ResNet") else [])
+        for name in EXAMPLES
+    ],
+)
 @pytest.mark.parametrize("make", [pathspace.g_sgd, pytest.param(pathspace.g_adam, marks=pytest.mark.slow)])
 def test_training_through_a_traced_graph(name, make, x64):
     make_model, trained = EXAMPLES[name]
