@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,9 +17,19 @@ from rich.table import Table
 
 from benchmarks.reporting import check_distinct, check_positive
 from benchmarks.step_time import time_in_turns
-from pathspace.models import PassthroughGRUCell, PassthroughLSTMCell, Recurrence, ResetAfterGRUCell, UnitaryCell
+from pathspace.models import (
+    PassthroughGRUCell,
+    PassthroughLSTMCell,
+    Recurrence,
+    ReluCell,
+    ResetAfterGRUCell,
+    UnitaryCell,
+)
 
-_CELLS: dict[str, Callable[..., nnx.RNNCellBase]] = {
+_Cell = Literal["relu", "gru", "gru_low_rank", "gru_weight_norm", "gru_reset_after", "lstm", "lstm_low_rank", "unitary"]
+
+_CELLS: dict[_Cell, Callable[..., nnx.RNNCellBase]] = {
+    "relu": ReluCell,
     "gru": PassthroughGRUCell,
     "gru_low_rank": functools.partial(PassthroughGRUCell, rank=24, diagonal=True),
     "gru_weight_norm": functools.partial(PassthroughGRUCell, rank=24, diagonal=True, weight_norm=True),
@@ -36,10 +47,7 @@ class RecurrenceTime:
     The programs take turns, so that whatever else the machine does befalls all; ratios are taken turn by turn.
     """
 
-    cells: tuple[
-        Literal["gru", "gru_low_rank", "gru_weight_norm", "gru_reset_after", "lstm", "lstm_low_rank", "unitary"],
-        ...,
-    ] = ("gru", "gru_low_rank", "gru_weight_norm", "gru_reset_after", "lstm", "lstm_low_rank", "unitary")
+    cells: tuple[_Cell, ...] = typing.get_args(_Cell)
     """Cells; the low-rank ones have 24 inner components and a diagonal."""
     unrolls: tuple[int, ...] = (1, 4)
     """Time steps in one iteration of the loop of `Recurrence`; `nnx.RNN` has one."""

@@ -7,6 +7,8 @@ from pathspace import (
     basis_paths,
     choose_skeleton,
     conservation_error,
+    path_kappa,
+    path_norm,
     rescale,
     skeleton_masks,
     with_unit_skeleton,
@@ -21,3 +23,5 @@ masks_of = jax.jit(skeleton_masks)
 unit_skeleton = jax.jit(with_unit_skeleton)
 paths_of = jax.jit(basis_paths)
 conservation = jax.jit(conservation_error, static_argnums=2)
+norm_of = jax.jit(path_norm, static_argnums=0, static_argnames=["p", "log", "per_output"])
+kappa_of = jax.jit(path_kappa, static_argnums=0, static_argnames=["second_term"])

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from pathspace import ReductionGraph
 from tests.architectures import CNN, MLP, RNN, Mixture
-from tests.composites import COMPOSITES
+from tests.composites import COMPOSITES, FlattenedCNN, SplitHeads
 
 NETWORKS = [
     MLP((2, 4, 3, 2)),
@@ -36,7 +36,7 @@ def over_networks(max_examples: int) -> Callable[[Callable], Callable]:
     """Runs a test of one network and one seed on the intricate networks and on random others."""
 
     def decorate(test: Callable) -> Callable:
-        for network in [NETWORKS[1], Mixture(), *COMPOSITES]:
+        for network in [NETWORKS[1], Mixture(), FlattenedCNN(), SplitHeads()]:
             test = example(network=network, seed=0)(test)
         return settings(max_examples=max_examples)(given(network=networks, seed=seeds)(test))
 

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 
 from pathspace import kappa, path_kappa, path_sgd
 from pathspace.models import ReluRNN
+from tests.compiled import kappa_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -355,7 +356,7 @@ def test_what_estimates_need(options, message):
 def test_weights_that_no_path_passes_have_none():
     params = normal(1, a=(2, 3), b=(3,), c=(3, 2))
     params["c"] = params["c"].at[1].set(0)
-    kappa = path_kappa(mlp, params, jnp.zeros((1, 2)), second_term=True)
+    kappa = kappa_of(mlp, params, jnp.zeros((1, 2)), second_term=True)
     assert not kappa["a"][:, 1].any() and kappa["b"][1] == 0
     assert all(np.isfinite(leaf).all() for leaf in kappa.values())
 
@@ -367,18 +368,18 @@ def test_overflow_is_infinite_and_leaves_weights_as_they_are():
     params = [leaf.at[:, 1].set(0) for leaf in jnp.full((30, 4, 4), 100, jnp.float32)]
 
     def kappa_fn(params):
-        return path_kappa(deep, params, jnp.zeros((1, 4), jnp.float32))
+        return kappa_of(deep, params, jnp.zeros((1, 4), jnp.float32))
 
     kappas = jnp.stack(kappa_fn(params))
     assert jnp.isinf(kappas).any() and not jnp.isnan(kappas).any()
     optimizer = path_sgd(0.1, kappa_fn)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     assert not jnp.stack(updates)[jnp.isinf(kappas)].any()
 
 
 def test_tree_and_dtype():
     graphdef, params = nnx.split(ReluRNN(3, [4], 2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), nnx.Param)
-    kappa = path_kappa(lambda params, x: nnx.merge(graphdef, params)(x), params, jnp.zeros((1, 5, 3), jnp.bfloat16))
+    kappa = kappa_of(lambda params, x: nnx.merge(graphdef, params)(x), params, jnp.zeros((1, 5, 3), jnp.bfloat16))
     assert jax.tree.structure(kappa) == jax.tree.structure(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(kappa)} == {jnp.dtype(jnp.float32)}
 

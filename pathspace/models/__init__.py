@@ -5,6 +5,7 @@ from .language_model import ReluLanguageModel
 from .passthrough import PassthroughCell, PassthroughGRUCell, PassthroughLSTMCell, ResetAfterGRUCell
 from .rcnn import RCNN
 from .recurrence import Recurrence, RecurrentCell
+from .relu_cell import ReluCell
 from .relu_rnn import ReluRNN
 from .row_norms import max_row_norm
 from .unitary import UnitaryCell
@@ -17,6 +18,7 @@ __all__ = [
     "PassthroughLSTMCell",
     "Recurrence",
     "RecurrentCell",
+    "ReluCell",
     "ReluLanguageModel",
     "ReluRNN",
     "ResetAfterGRUCell",

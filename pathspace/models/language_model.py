@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .initializers import Start, starts, uniform
-from .relu_layer import relu_layers
+from .recurrence import scan_cell
+from .relu_cell import relu_cells
 
 
 class ReluLanguageModel(nnx.Module):
@@ -115,6 +116,7 @@ class ReluLanguageModel(nnx.Module):
                 )
 
         self.dtype = param_dtype if dtype is None else dtype
+        self.unroll = unroll
         self.embedding = nnx.Embed(
             vocabulary_size,
             embedding_features,
@@ -124,12 +126,11 @@ class ReluLanguageModel(nnx.Module):
             rngs=rngs,
         )
         self.layers = nnx.List(
-            relu_layers(
+            relu_cells(
                 embedding_features,
                 hidden_features,
                 use_bias=True,
-                initializers=known[start],
-                unroll=unroll,
+                start=known[start],
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -157,7 +158,8 @@ class ReluLanguageModel(nnx.Module):
             nnx.Dropout(rate, broadcast_dims=(0,), rngs=rngs)
             for rate in (input_dropout, hidden_dropout, output_dropout)
         )
-        self.weight_drop = nnx.Dropout(weight_drop, rngs=rngs)
+        for layer in self.layers:
+            layer.weight_drop = nnx.Dropout(weight_drop, rngs=rngs)
 
     def __call__(
         self, tokens: Array, state: Sequence[Array] | None = None
@@ -201,7 +203,7 @@ class ReluLanguageModel(nnx.Module):
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             if index > 0:
                 states = self.hidden_dropout(states)
-            last_state, states = layer(states, layer_state, self.weight_drop)
+            last_state, states = scan_cell(layer, states, layer_state, unroll=self.unroll, hoist_inputs=True)
             last_states.append(last_state)
         outputs = jnp.moveaxis(self.output_dropout(states), 0, 1)
         if isinstance(self.readout, _TiedReadout):
@@ -210,7 +212,7 @@ class ReluLanguageModel(nnx.Module):
 
     def initial_state(self, batch_size: int) -> tuple[Float[Array, "batch _"], ...]:
         """The state before the first segment: zeros of shape (batch_size, H_i) for each layer."""
-        return tuple(jnp.zeros((batch_size, layer.recurrent.out_features), self.dtype) for layer in self.layers)
+        return tuple(jnp.zeros((batch_size, layer.hidden_features), self.dtype) for layer in self.layers)
 
     def edges(self) -> dict[str, tuple[str | None, str | None]]:
         """Reduction graph of the recurrent layers alone: source and target group of the weights of each parameter.

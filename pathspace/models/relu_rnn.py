@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .initializers import starts
-from .relu_layer import relu_layers
+from .recurrence import scan_cell
+from .relu_cell import relu_cells
 
 _OUTPUTS = ("last", "every")
 
@@ -94,13 +95,13 @@ class ReluRNN(nnx.Module):
         self.in_features = in_features
         self.use_bias = use_bias
         self.output = output
+        self.unroll = unroll
         self.layers = nnx.List(
-            relu_layers(
+            relu_cells(
                 in_features,
                 hidden_features,
                 use_bias=use_bias,
-                initializers=known[start],
-                unroll=unroll,
+                start=known[start],
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -139,7 +140,7 @@ class ReluRNN(nnx.Module):
             )
         states = jnp.moveaxis(inputs, -2, 0)
         for layer in self.layers:
-            last_state, states = layer(states)
+            last_state, states = scan_cell(layer, states, unroll=self.unroll, hoist_inputs=True)
         if self.output == "last":
             return self.readout(last_state)
         return self.readout(jnp.moveaxis(states, 0, -2))

@@ -12,11 +12,13 @@ from pathspace.models import (
     PassthroughLSTMCell,
     Recurrence,
     RecurrentCell,
+    ReluCell,
     ResetAfterGRUCell,
     UnitaryCell,
 )
 
 CELLS = {
+    "ReluCell": lambda **options: ReluCell(2, 4, **options),
     "PassthroughGRUCell": lambda **options: PassthroughGRUCell(2, 4, rank=2, diagonal=True, **options),
     "ResetAfterGRUCell": lambda **options: ResetAfterGRUCell(2, 4, rank=2, tied_projections=True, **options),
     "PassthroughLSTMCell": lambda **options: PassthroughLSTMCell(2, 4, **options),
@@ -48,7 +50,7 @@ def test_any_number_of_batch_axes(batch):
     assert_allclose(outputs, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["PassthroughGRUCell", "PassthroughLSTMCell"])
+@pytest.mark.parametrize("name", ["ReluCell", "PassthroughGRUCell", "PassthroughLSTMCell"])
 @pytest.mark.parametrize(
     ("dtype", "param_dtype", "expected"),
     [(None, jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32, jnp.bfloat16), (None, jnp.bfloat16, jnp.float32)],
@@ -81,3 +83,8 @@ def test_inputs_without_time():
     plain_call = inspect.unwrap(Recurrence.__call__)
     with pytest.raises(ValueError, match=r"shape \(\*batch, time, in_features\), got \(2,\)"):
         plain_call(Recurrence(CELLS["GRUCell"](rngs=nnx.Rngs(0))), jnp.ones(2))
+
+
+def test_sizes_of_relu_cells():
+    with pytest.raises(ValueError, match="in_features and hidden_features of 1 or more, got 2 and 0"):
+        ReluCell(2, 0, rngs=nnx.Rngs(0))

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from pathspace import path_adam, path_kappa, path_sgd, random_scales, reduction_graph, rescale, scale_by_path_kappa
+from pathspace import path_adam, path_kappa, path_sgd, random_scales, reduction_graph, scale_by_path_kappa
 from pathspace.models import ReluRNN
+from tests.compiled import kappa_of, rescaled
 from tests.optimizers.cases import x64
 
 
@@ -86,17 +87,17 @@ def test_steps_commute_with_rescaling(make, second_term, options):
 
     scales = random_scales(jax.random.key(1), graph)
     (trained, _), outputs = train(params)
-    (trained_from_rescaled, _), same_outputs = train(rescale(params, graph, scales))
+    (trained_from_rescaled, _), same_outputs = train(rescaled(params, graph, scales))
     assert np.max(np.abs(outputs[-1] - outputs[0])) > 1e-6 * np.max(np.abs(outputs[0]))
     assert_allclose(same_outputs, outputs, rtol=1e-8, atol=1e-8)
     for a, b in zip(
-        jax.tree.leaves(trained_from_rescaled), jax.tree.leaves(rescale(trained, graph, scales)), strict=True
+        jax.tree.leaves(trained_from_rescaled), jax.tree.leaves(rescaled(trained, graph, scales)), strict=True
     ):
         assert_allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
-def kappa_of(fn, x):
-    return lambda params: path_kappa(fn, params, one_of(x))
+def kappa_at(fn, x):
+    return lambda params: kappa_of(fn, params, one_of(x))
 
 
 @x64
@@ -104,9 +105,9 @@ def test_update_is_the_gradient_over_kappa_and_0_where_no_path_passes():
     fn, params, x = mlp()
     params["d"] = params["d"].at[1].set(0)
     grads = normal(7, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2))
-    optimizer = path_sgd(0.5, kappa_of(fn, x))
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    kappa = path_kappa(fn, params, one_of(x))
+    optimizer = path_sgd(0.5, kappa_at(fn, x))
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    kappa = kappa_of(fn, params, one_of(x))
     for name, update in updates.items():
         expected = np.where(kappa[name] > 0, -0.5 * grads[name] / np.where(kappa[name] > 0, kappa[name], 1), 0)
         assert_allclose(update, expected, rtol=1e-12)
@@ -120,7 +121,7 @@ def test_kappa_is_kept_for_several_updates():
 
     def kappa(params):
         calls.append(jax.tree.map(jnp.copy, params))
-        return kappa_of(fn, x)(params)
+        return kappa_at(fn, x)(params)
 
     scale = scale_by_path_kappa(kappa, every=3)
     state = scale.init(params)
@@ -131,19 +132,19 @@ def test_kappa_is_kept_for_several_updates():
         updates.append(update["a"])
     assert_allclose(updates[1], updates[0])
     assert_allclose(updates[2], updates[0])
-    assert_allclose(updates[3], 1 / kappa_of(fn, x)(jax.tree.map(lambda leaf: 4 * leaf, params))["a"])
+    assert_allclose(updates[3], 1 / kappa_at(fn, x)(jax.tree.map(lambda leaf: 4 * leaf, params))["a"])
 
 
 @x64
 def test_initial_ratio_gives_the_first_update_the_norm_of_the_gradient():
     fn, params, x = mlp()
     grads = normal(8, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2))
-    scale, plain = (scale_by_path_kappa(kappa_of(fn, x), ratio=ratio) for ratio in ("initial", None))
-    first, state = scale.update(grads, scale.init(params), params)
+    scale, plain = (scale_by_path_kappa(kappa_at(fn, x), ratio=ratio) for ratio in ("initial", None))
+    first, state = jax.jit(scale.update)(grads, scale.init(params), params)
     assert_allclose(optax.tree.norm(first), optax.tree.norm(grads), rtol=1e-6)
     moved = jax.tree.map(lambda leaf: 2 * leaf, params)
-    second, _ = scale.update(grads, state, moved)
-    unscaled, _ = plain.update(grads, plain.init(params), moved)
+    second, _ = jax.jit(scale.update)(grads, state, moved)
+    unscaled, _ = jax.jit(plain.update)(grads, plain.init(params), moved)
     assert_allclose(second["a"], state.ratio * unscaled["a"], rtol=1e-6)
 
 
@@ -152,14 +153,14 @@ def test_initial_ratio_gives_the_first_update_the_norm_of_the_gradient():
 def test_gradients_are_limited_and_updates_relative_in_the_norms_of_kappa(size):
     fn, params, x = mlp()
     grads = jax.tree.map(lambda grad: size * grad, normal(8, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2)))
-    kappa = path_kappa(fn, params, one_of(x))
+    kappa = kappa_of(fn, params, one_of(x))
     of_weights, of_grads = (
         np.sqrt(sum(np.sum(np.square(tree[name]) * kappa[name] ** power) for name in params))
         for tree, power in ((params, 1), (grads, -1))
     )
     assert (of_grads > 200) == (size == 1000)
-    scale = scale_by_path_kappa(kappa_of(fn, x), max_norm=200.0, ratio="weights")
-    updates, _ = scale.update(grads, scale.init(params), params)
+    scale = scale_by_path_kappa(kappa_at(fn, x), max_norm=200.0, ratio="weights")
+    updates, _ = jax.jit(scale.update)(grads, scale.init(params), params)
     for name, update in updates.items():
         expected = of_weights * min(1, 200 / of_grads) * grads[name] / kappa[name]
         assert_allclose(update, expected, rtol=1e-10)
@@ -169,10 +170,10 @@ def test_gradients_are_limited_and_updates_relative_in_the_norms_of_kappa(size):
 def test_path_adam_is_adam_on_the_divided_gradient():
     fn, params, x = mlp()
     grads = normal(9, a=(3, 4), b=(4,), c=(4, 3), d=(3, 2))
-    kappa = path_kappa(fn, params, one_of(x))
-    adam, optimizer = optax.adam(1e-2), path_adam(1e-2, kappa_of(fn, x))
-    expected, _ = adam.update(jax.tree.map(jnp.divide, grads, kappa), adam.init(params), params)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    kappa = kappa_of(fn, params, one_of(x))
+    adam, optimizer = optax.adam(1e-2), path_adam(1e-2, kappa_at(fn, x))
+    expected, _ = jax.jit(adam.update)(jax.tree.map(jnp.divide, grads, kappa), adam.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     for name, update in updates.items():
         assert_allclose(update, expected[name], rtol=1e-9)
 
@@ -183,11 +184,11 @@ def test_path_adam_is_adam_on_the_divided_gradient():
 def test_init_takes_shapes_and_updates_keep_dtypes(options):
     fn, params, x = mlp()
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    optimizer = path_sgd(0.1, kappa_of(fn, x.astype(jnp.bfloat16)), **options)
+    optimizer = path_sgd(0.1, kappa_at(fn, x.astype(jnp.bfloat16)), **options)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     state = optimizer.init(params)
     assert jax.tree.structure(jax.eval_shape(optimizer.init, shapes)) == jax.tree.structure(state)
-    updates, following = optimizer.update(params, state, params)
+    updates, following = jax.jit(optimizer.update)(params, state, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
     assert jax.tree.map(jnp.shape, following) == jax.tree.map(jnp.shape, state)
 

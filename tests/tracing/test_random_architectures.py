@@ -176,7 +176,7 @@ def check(blocks, shape):
     return fn, params, x, graph
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.lists(blocks, min_size=1, max_size=3), inputs)
 def test_few_random_architectures(blocks, shape):
     check(blocks, shape)
