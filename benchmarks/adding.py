@@ -3,21 +3,20 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
-from rich.console import Console
 
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.reporting import check_distinct, check_positive, show, sweep_with_progress
-from benchmarks.results import Quantity
+from benchmarks.reporting import Work, check_distinct, check_positive, settings_of, train_and_show
+from benchmarks.results import Experiment, Quantity
 from benchmarks.sweeps import grid
 from benchmarks.training import Configuration, Problem
-from pathspace.basis import DEFAULT_MAX_RATIO
 from pathspace.models import ReluRNN
 
 _STEPS_PER_EPOCH = 500
@@ -43,13 +42,13 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(3e-5,)),
+    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(1e-3,)),
     "paper": Preset(
         lengths=(100, 400, 750),
-        steps=100_000,
+        steps=400_000,
         seeds=3,
         sgd_learning_rates=(0.01, 0.03, 0.1),
-        path_sgd_learning_rates=(1e-5, 2e-5, 3e-5),
+        path_sgd_learning_rates=(3e-4, 1e-3),
     ),
 }
 
@@ -63,9 +62,10 @@ class Adding:
 
     The network is the paper's: one layer of 100 units, recurrent weights the identity, all others uniform in +-0.01.
     How steps are kept from diverging the paper leaves open. Here SGD's gradients are clipped to norm 1. Path-SGD (with
-    the first term of kappa) has steps relative to the weights, and gradients clipped to norm 30, both in norms that
-    rescaling does not change (`max_norm` and `ratio="weights"` of `pathspace.path_sgd`): no step is longer than 30
-    times the learning rate. Learning rates fall to 0 as a cosine. Epochs are of 500 steps.
+    the first term of kappa) has steps relative to the weights, and gradients clipped to norm 1, both in norms that
+    rescaling does not change (`max_norm` and `ratio="weights"` of `pathspace.path_sgd`): no step is longer than the
+    learning rate. Learning rates rise linearly in the first tenth of the steps, then fall to 0 as a cosine. Epochs are
+    of 500 steps.
     """
 
     preset: Literal["quick", "paper"] = "quick"
@@ -88,6 +88,7 @@ class Adding:
     """Training examples in a step."""
     output: Path = Path("results/adding")
     """Folder for the pictures and results, with one inside it for each length."""
+    work: tyro.conf.OmitArgPrefixes[Work] = dataclasses.field(default_factory=Work)
 
     def __post_init__(self) -> None:
         check_positive(self, "hidden", "batch_size")
@@ -97,14 +98,10 @@ class Adding:
     def run(self) -> None:
         """Train at each length, print the tables, and write pictures and results."""
         settings = self._settings()
-        console = Console()
         for length in settings.lengths:
             problem = AddingProblem(
                 make_model=functools.partial(_model, hidden=self.hidden),
                 batch_size=self.batch_size,
-                skeleton_method="cyclic",
-                skeleton_reference="balanced",
-                max_ratio=DEFAULT_MAX_RATIO,
                 length=length,
                 steps=settings.steps,
             )
@@ -112,15 +109,20 @@ class Adding:
             configurations: dict[str, Configuration] = {
                 name: grid(learning_rates[OPTIMIZERS[name].family], (0.0,), settings.seeds) for name in self.optimizers
             }
-            runs, seconds = sweep_with_progress(console, problem, configurations, problem.epochs)
-            show(
-                console,
-                runs,
-                Quantity("test MSE", "1e-2", by_chance=1 / 6),
-                f"Adding problem, length {length}",
-                self.output / str(length),
-                settings=dataclasses.asdict(self) | dataclasses.asdict(settings) | {"length": length},
-                seconds=seconds,
+            train_and_show(
+                Experiment(
+                    task="adding",
+                    variant=f"length {length}",
+                    model=f"ReLU RNN, {self.hidden} units, identity start",
+                    title=f"Adding problem, length {length}",
+                    quantity=Quantity("test MSE", "1e-2", by_chance=1 / 6),
+                ),
+                problem,
+                configurations,
+                problem.epochs,
+                folder=self.output / str(length),
+                settings=settings_of(self) | dataclasses.asdict(settings) | {"length": length},
+                work=self.work,
             )
 
     def _settings(self) -> Preset:
@@ -147,27 +149,27 @@ class AddingProblem(Problem):
         return -(-self.steps // _STEPS_PER_EPOCH)
 
     def schedule(self, learning_rate: ArrayLike) -> optax.ScalarOrSchedule:
-        decay = optax.cosine_decay_schedule(1.0, self.steps)
-        return lambda step: learning_rate * decay(step)
+        shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.steps // 10, self.steps)
+        return lambda step: learning_rate * shape(step)
 
     def batches(self, key: Array) -> Array:
         return jax.random.split(key, _STEPS_PER_EPOCH)
 
-    def loss(self, params: PyTree, batch: Array) -> Float[Array, ""]:
+    def loss(self, model: Any, data: PyTree, batch: Array) -> Float[Array, ""]:
         """Mean squared error on new examples."""
-        return self._error(params, batch, self.batch_size)
+        return self._error(model, batch, self.batch_size)
 
-    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def errors(self, model: Any, data: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean squared errors on 1000 examples each."""
         validation_key, test_key = jax.random.split(jax.random.key(_HELD_OUT_SEED))
-        return self._error(params, validation_key, _HELD_OUT), self._error(params, test_key, _HELD_OUT)
+        return self._error(model, validation_key, _HELD_OUT), self._error(model, test_key, _HELD_OUT)
 
     def one_input(self) -> Array:
         return jnp.ones((1, self.length, 2))
 
-    def _error(self, params: PyTree, key: Array, count: int) -> Float[Array, ""]:
+    def _error(self, model: Any, key: Array, count: int) -> Float[Array, ""]:
         inputs, targets = examples(key, count, self.length)
-        return jnp.mean((self.outputs(params, inputs)[:, 0] - targets) ** 2)
+        return jnp.mean((model(inputs)[:, 0] - targets) ** 2)
 
 
 def examples(key: Array, count: int, length: int) -> tuple[Float[Array, "count length 2"], Float[Array, " count"]]:

@@ -5,13 +5,13 @@ import functools
 from pathlib import Path
 from typing import Literal
 
+import tyro
 from flax import nnx
-from rich.console import Console
 
 from benchmarks.data import digit_rows
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.reporting import check_distinct, check_positive, show, sweep_with_progress
-from benchmarks.results import Quantity
+from benchmarks.reporting import Work, check_distinct, check_positive, settings_of, train_and_show
+from benchmarks.results import Experiment, Quantity
 from benchmarks.sweeps import grid
 from benchmarks.training import Classification, Configuration
 from pathspace.basis import DEFAULT_MAX_RATIO
@@ -52,6 +52,7 @@ class Digits:
     """Limit of the factor by which one step in path space changes the scale of a unit."""
     output: Path = Path("results/digits")
     """Folder for the pictures and results."""
+    work: tyro.conf.OmitArgPrefixes[Work] = dataclasses.field(default_factory=Work)
 
     def __post_init__(self) -> None:
         check_positive(self, "hidden", "epochs", "seeds")
@@ -59,11 +60,10 @@ class Digits:
 
     def run(self) -> None:
         """Train, print the tables, and write pictures and results."""
-        console = Console()
         data = digit_rows()
         problem = Classification(
             make_model=functools.partial(_model, hidden=self.hidden),
-            data=data,
+            data=data[:3],
             batch_size=self.batch_size,
             skeleton_method=self.skeleton_method,
             skeleton_reference=self.skeleton_reference,
@@ -73,15 +73,19 @@ class Digits:
         configurations: dict[str, Configuration] = {
             name: grid(learning_rates[OPTIMIZERS[name].family], self.rescale, self.seeds) for name in self.optimizers
         }
-        runs, seconds = sweep_with_progress(console, problem, configurations, self.epochs)
-        show(
-            console,
-            runs,
-            Quantity("test error", "%", by_chance=1 - 1 / data.classes),
-            "One and the same initial network, its weights scaled differently",
-            self.output,
-            settings=dataclasses.asdict(self),
-            seconds=seconds,
+        train_and_show(
+            Experiment(
+                task="digits",
+                model=f"ReLU RNN, {self.hidden} units",
+                title="One and the same initial network, its weights scaled differently",
+                quantity=Quantity("test error", "%", by_chance=1 - 1 / data.classes),
+            ),
+            problem,
+            configurations,
+            self.epochs,
+            folder=self.output,
+            settings=settings_of(self),
+            work=self.work,
         )
 
 

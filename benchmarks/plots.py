@@ -14,15 +14,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import Quantity, Run, best_learning_rate, mean_and_error, select, values_of
 
-# One hue a family, strong for what respects rescaling and pale for weight space.
-_COLORS = {
-    "sgd": "#8a9fb5",
-    "g_sgd": "#0a5cad",
-    "clipped_sgd": "#8a9fb5",
-    "bounded_path_sgd": "#0a5cad",
-    "adam": "#cfa184",
-    "g_adam": "#cf4407",
-}
 _GREY = "#777777"
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -79,7 +70,9 @@ def learning_curves(runs: Sequence[Run], quantity: Quantity, title: str, path: P
                 mean, error = (100 * part for part in mean_and_error([run.test_error for run in at_best]))
                 epochs = np.arange(1, len(mean) + 1)
                 axes.plot(epochs, mean, **_line(name))
-                axes.fill_between(epochs, mean - error, mean + error, color=_COLORS[name], alpha=0.15, linewidth=0)
+                axes.fill_between(
+                    epochs, mean - error, mean + error, color=OPTIMIZERS[name].color, alpha=0.15, linewidth=0
+                )
                 labels.append(_Label(name, epochs[-1], mean[-1], "right"))
             axes.set_xlim(0, 1.17 * len(mean))
             _write(labels, axes)
@@ -123,7 +116,7 @@ def _panels(
 def _line(optimizer: str) -> dict[str, Any]:
     strong = OPTIMIZERS[optimizer].respects_rescaling
     return {
-        "color": _COLORS[optimizer],
+        "color": OPTIMIZERS[optimizer].color,
         "linestyle": "-" if strong else "--",
         "linewidth": 2.4 if strong else 1.8,
         "zorder": 3 if strong else 2,
@@ -146,6 +139,6 @@ def _write(labels: Iterable[_Label], axes: Axes) -> None:
             ha="left" if label.side == "right" else "right",
             va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-            color=_COLORS[label.optimizer],
+            color=OPTIMIZERS[label.optimizer].color,
             fontweight="bold" if OPTIMIZERS[label.optimizer].respects_rescaling else "normal",
         )

@@ -58,6 +58,27 @@ class Quantity(NamedTuple):
         return self.name[0].upper() + self.name[1:]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What runs are runs of.
+
+    Attributes:
+      task: its name on the command line.
+      variant: which of the task's problems: length, data set, order of the inputs.
+      model: the network, and how it starts.
+      title: for tables and pictures.
+      quantity: what the errors are.
+      notes: what a reader of the results has to know: of the data, of departures from the papers.
+    """
+
+    task: str
+    variant: str = ""
+    model: str
+    title: str
+    quantity: Quantity
+    notes: tuple[str, ...] = ()
+
+
 def select(runs: Iterable[Run], *, optimizer: str, rescale: float, learning_rate: float | None = None) -> list[Run]:
     """The runs with these settings."""
     return [
@@ -136,16 +157,34 @@ def grid_tables(runs: Sequence[Run], quantity: Quantity) -> list[Table]:
 
 
 def write_json_lines(
-    runs: Iterable[Run], path: Path, *, settings: Mapping[str, Any], quantity: Quantity, seconds: float
+    runs: Iterable[Run], path: Path, *, experiment: Experiment, settings: Mapping[str, Any], seconds: float
 ) -> None:
-    """One line a run: configuration, curves, outcome, all settings, wall time of the sweep, device and versions."""
-    shared = {"settings": settings, "sweep_seconds": seconds, **environment()}
-    with path.open("w", encoding="utf-8") as file:
+    """One line a run: experiment, configuration, curves, outcome, settings, wall time of the sweep, device, versions.
+
+    The file has its name when all lines are in it.
+    """
+    described = dataclasses.asdict(experiment) | {"quantity": experiment.quantity._asdict()}
+    shared = {"experiment": described, "settings": dict(settings), "sweep_seconds": seconds, **environment()}
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
         for run in runs:
-            line = dataclasses.asdict(run) | {"outcome": run.outcome(quantity)} | shared
+            line = dataclasses.asdict(run) | {"outcome": run.outcome(experiment.quantity)} | shared
             for name in ("train_loss", "validation_error", "test_error"):  # JSON knows no NaN
                 line[name] = [value if math.isfinite(value) else None for value in line[name]]
             file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+    unfinished.replace(path)
+
+
+def write_tensorboard(runs: Iterable[Run], folder: Path) -> None:
+    """The curves of each run, by epoch, for TensorBoard."""
+    from tensorboardX import SummaryWriter
+
+    for run in runs:
+        name = f"{run.optimizer} lr={run.learning_rate:g} rescale={run.rescale:g} seed={run.seed}"
+        with SummaryWriter(str(folder / name)) as writer:
+            for curve in ("train_loss", "validation_error", "test_error"):
+                for epoch, value in enumerate(getattr(run, curve), start=1):
+                    writer.add_scalar(curve, value, epoch)
 
 
 def environment() -> dict[str, Any]:

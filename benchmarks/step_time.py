@@ -17,9 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 import pathspace
-from benchmarks.optimizers import OPTIMIZERS, Geometry, Optimizer
+from benchmarks.optimizers import OPTIMIZERS, Optimizer, Setting
 from benchmarks.reporting import check_distinct, check_positive
-from pathspace.basis import DEFAULT_MAX_RATIO
 from pathspace.models import ReluRNN
 
 _EVERY = 10
@@ -27,13 +26,18 @@ _EVERY = 10
 _OPTIMIZERS = {
     **OPTIMIZERS,
     "path_sgd": Optimizer(
-        "Path-SGD", "sgd", True, lambda learning_rate, geometry: pathspace.path_sgd(learning_rate, geometry.kappa)
+        "Path-SGD",
+        "sgd",
+        True,
+        "",
+        lambda learning_rate, setting: pathspace.path_sgd(learning_rate, setting.kappa),
     ),
     "path_sgd_10": Optimizer(
         f"Path-SGD every {_EVERY}",
         "sgd",
         True,
-        lambda learning_rate, geometry: pathspace.path_sgd(learning_rate, geometry.kappa, every=_EVERY),
+        "",
+        lambda learning_rate, setting: pathspace.path_sgd(learning_rate, setting.kappa, every=_EVERY),
     ),
 }
 
@@ -157,8 +161,7 @@ def _training(name: str, shape: _Shape, hidden: int | None) -> Callable[[], Any]
     def loss(params: Any) -> Array:
         return optax.softmax_cross_entropy_with_integer_labels(apply(params, inputs), labels).mean()
 
-    geometry = Geometry(pathspace.choose_skeleton(graph, params), DEFAULT_MAX_RATIO, kappa)
-    optimizer = _OPTIMIZERS[name].make(1e-3, geometry)
+    optimizer = _OPTIMIZERS[name].make(1e-3, Setting(pathspace.choose_skeleton(graph, params), kappa))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any) -> tuple[Any, Any]:

@@ -5,18 +5,36 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from benchmarks import training
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.placement import Placement
 from benchmarks.results import Run
 from benchmarks.training import Configuration, Metrics, Problem, State
 
 _EPOCHS_PER_CALL = 2
+
+
+class Progress(NamedTuple):
+    """How far a sweep has come.
+
+    Attributes:
+      chunk: that is being trained, from 0.
+      chunks: of the runs; those of one chunk are trained side by side.
+      epochs: that this chunk has done.
+      validation_error: the least of its runs after them; None before the first.
+    """
+
+    chunk: int
+    chunks: int
+    epochs: int
+    validation_error: float | None
 
 
 def grid(learning_rates: Sequence[float], rescales: Sequence[float], seeds: int) -> Configuration:
@@ -29,56 +47,126 @@ def sweep(
     problem: Problem,
     configurations: Mapping[str, Configuration],
     epochs: int,
-    report: Callable[[int], None] = lambda epochs_done: None,
+    *,
+    placement: Placement | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 1,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[Run], float]:
     """Train every configuration of every optimiser.
+
+    All are trained side by side; where memory is short, in as few chunks as possible, one after the other.
 
     Args:
       problem: what to train.
       configurations: for each name in `OPTIMIZERS`, its runs.
       epochs: how long.
-      report: called with the number of epochs done, with 0 before anything is compiled.
+      placement: on which devices; all, with runs of their own, if None is given.
+      checkpoints: where the states are kept, and where those of an earlier call with the same arguments are found.
+      checkpoint_every: how many epochs pass at least between checkpoints.
+      report: called with the progress.
 
     Returns:
       The runs, in the order of `configurations`, and the seconds that all of them took, with compilation.
     """
-    configurations = dict(configurations)
-    started = time.perf_counter()
-    report(0)
-    sharding = _sharding([each.seed.size for each in configurations.values()])
-    initial_weights = jax.jit(
-        jax.vmap(functools.partial(training.initial_weights, problem)), in_shardings=sharding, out_shardings=sharding
-    )
-    states = {
-        name: jax.vmap(functools.partial(training.start, problem, OPTIMIZERS[name]))(each, *initial_weights(each))
-        for name, each in configurations.items()
-    }
+    began = time.perf_counter()
+    placement = Placement() if placement is None else placement
+    program = _Program(problem, placement, math.gcd(epochs, _EPOCHS_PER_CALL))
+    chunks, advance = program.fit(configurations)
+    data = jax.device_put(problem.data, placement.everywhere)
+    save_every = math.ceil(checkpoint_every / program.epochs_per_call) * program.epochs_per_call
 
-    # One compilation serves all calls: they are of equal length, and the first gets states that lie as results do.
-    states = jax.device_put(states, sharding)
-    epochs_per_call = math.gcd(epochs, _EPOCHS_PER_CALL)
-    advance = jax.jit(
-        functools.partial(_advance, problem),
-        in_shardings=(sharding, sharding, None),
-        out_shardings=sharding,
-        donate_argnums=1,
-    )
-    collected = []
-    for numbers in np.arange(epochs).reshape(-1, epochs_per_call):
-        states, metrics = advance(configurations, states, numbers)
-        collected.append(jax.device_get(metrics))
-        report(int(numbers[-1]) + 1)
-    metrics = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *collected)
-    return _runs(configurations, metrics), time.perf_counter() - started
+    seconds, collected = 0.0, []
+    for number, chunk in enumerate(chunks):
+        states = program.start(chunk)
+        curves = {name: _no_metrics(each.seed.size, epochs) for name, each in chunk.items()}
+        done, before = 0, 0.0
+        kept = {"states": states, "curves": curves, "done": np.array(0), "seconds": np.array(0.0)}
+        if checkpoints is not None and (found := checkpoints.load(number, kept)) is not None:
+            states, done, before = found["states"], int(found["done"]), float(found["seconds"])
+            curves = jax.tree.map(np.array, found["curves"])
+        report(Progress(number, len(chunks), done, _least(curves, done)))
+        while done < epochs:
+            numbers = np.arange(done, done + program.epochs_per_call)
+            states, metrics = advance(chunk, states, data, numbers)
+            for name, part in jax.device_get(metrics).items():
+                for curve, values in zip(curves[name], part, strict=True):
+                    curve[:, numbers] = values
+            done += program.epochs_per_call
+            report(Progress(number, len(chunks), done, _least(curves, done)))
+            if checkpoints is not None and (done % save_every == 0 or done == epochs):
+                seconds_of_chunk = before + time.perf_counter() - began
+                kept = {"states": states, "curves": curves, "done": np.array(done)}
+                checkpoints.save(number, done, kept | {"seconds": np.array(seconds_of_chunk)})
+        seconds += before + time.perf_counter() - began
+        began = time.perf_counter()
+        collected.append(curves)
+    return _runs(configurations, collected), seconds
+
+
+class _Program:
+    """The compiled parts of a sweep."""
+
+    def __init__(self, problem: Problem, placement: Placement, epochs_per_call: int) -> None:
+        self.epochs_per_call = epochs_per_call
+        self._problem = problem
+        self._placement = placement
+        runs = placement.runs
+        self._initial_models = jax.jit(
+            jax.vmap(functools.partial(training.initial_model, problem, problem.graph)),
+            in_shardings=runs,
+            out_shardings=runs,
+        )
+        self._advance = jax.jit(
+            functools.partial(_advance, problem, placement),
+            in_shardings=(runs, runs, placement.everywhere, None),
+            out_shardings=(runs, placement.everywhere),
+            donate_argnums=1,
+        )
+
+    def start(self, configurations: Mapping[str, Configuration]) -> dict[str, State]:
+        """The states before the first epoch."""
+        return {
+            name: jax.jit(
+                jax.vmap(functools.partial(training.start, self._problem, OPTIMIZERS[name])),
+                out_shardings=self._placement.runs,
+            )(each, *self._initial_models(each))
+            for name, each in configurations.items()
+        }
+
+    def fit(
+        self, configurations: Mapping[str, Configuration]
+    ) -> tuple[list[dict[str, Configuration]], Callable[..., Any]]:
+        """The runs in chunks that fit into memory, and the program that advances one of them."""
+        most = max(each.seed.size for each in configurations.values())
+        count = 1
+        while True:
+            parts = {name: self._placement.chunks(each, count) for name, each in configurations.items()}
+            chunks = [dict(zip(parts, chunk, strict=True)) for chunk in zip(*parts.values(), strict=True)]
+            states = jax.eval_shape(self.start, chunks[0])
+            compiled = self._advance.lower(
+                chunks[0], states, self._problem.data, np.arange(self.epochs_per_call)
+            ).compile()
+            needed = self._placement.chunks_needed(compiled)
+            if needed == 1 or count >= most:
+                return chunks, compiled
+            count = min(count * needed, most)
 
 
 def _advance(
-    problem: Problem, configurations: dict[str, Configuration], states: dict[str, State], epochs: Int[Array, " epochs"]
+    problem: Problem,
+    placement: Placement,
+    configurations: dict[str, Configuration],
+    states: dict[str, State],
+    data: PyTree,
+    epochs: Int[Array, " epochs"],
 ) -> tuple[dict[str, State], dict[str, Metrics]]:
     trained = {
-        name: jax.vmap(functools.partial(training.train, problem, OPTIMIZERS[name]), in_axes=(0, 0, None))(
-            each, states[name], epochs
-        )
+        name: jax.vmap(
+            functools.partial(training.train, problem, OPTIMIZERS[name], placement.share_batches),
+            in_axes=(0, 0, None, None),
+            spmd_axis_name=placement.runs_axis,
+        )(each, states[name], data, epochs)
         for name, each in configurations.items()
     }
     return {name: state for name, (state, _) in trained.items()}, {
@@ -86,27 +174,34 @@ def _advance(
     }
 
 
-def _runs(configurations: Mapping[str, Configuration], metrics: Mapping[str, Metrics]) -> list[Run]:
-    return [
-        Run(
-            optimizer=name,
-            # The shortest decimal number that is this float32, as it was given.
-            learning_rate=float(str(rate)),
-            rescale=float(str(sigma)),
-            seed=int(seed),
-            train_loss=loss.tolist(),
-            validation_error=validation.tolist(),
-            test_error=test.tolist(),
-        )
-        for name, each in configurations.items()
+def _no_metrics(runs: int, epochs: int) -> Metrics:
+    return Metrics(*(np.full((runs, epochs), np.nan, np.float32) for _ in Metrics._fields))
+
+
+def _least(curves: Mapping[str, Metrics], done: int) -> float | None:
+    if done == 0:
+        return None
+    return float(min(np.nanmin(curve.validation_error[:, done - 1], initial=np.inf) for curve in curves.values()))
+
+
+def _runs(configurations: Mapping[str, Configuration], chunks: Sequence[Mapping[str, Metrics]]) -> list[Run]:
+    runs = []
+    for name, each in configurations.items():
+        curves = [np.concatenate(parts) for parts in zip(*(chunk[name] for chunk in chunks), strict=True)]
+        # Where chunks are filled up, what comes after the last run is the last run again.
         for rate, sigma, seed, loss, validation, test in zip(
-            each.learning_rate, each.rescale, each.seed, *metrics[name], strict=True
-        )
-    ]
-
-
-def _sharding(sizes: Sequence[int]) -> NamedSharding:
-    """Configurations spread over as many devices as divide every sweep evenly; they never communicate."""
-    devices = jax.devices()
-    used = devices[: math.gcd(len(devices), *sizes)]
-    return NamedSharding(Mesh(np.array(used), ("configurations",)), PartitionSpec("configurations"))
+            each.learning_rate, each.rescale, each.seed, *curves, strict=False
+        ):
+            runs.append(
+                Run(
+                    optimizer=name,
+                    # The shortest decimal number that is this float32, as it was given.
+                    learning_rate=float(str(rate)),
+                    rescale=float(str(sigma)),
+                    seed=int(seed),
+                    train_loss=loss.tolist(),
+                    validation_error=validation.tolist(),
+                    test_error=test.tolist(),
+                )
+            )
+    return runs

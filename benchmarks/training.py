@@ -14,8 +14,11 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 import pathspace
-from benchmarks.data import Dataset, Examples
-from benchmarks.optimizers import Geometry, Optimizer
+from benchmarks.data import Examples
+from benchmarks.optimizers import Optimizer, Setting
+from pathspace.basis import DEFAULT_MAX_RATIO
+
+_EVALUATED_AT_ONCE = 1000
 
 
 class Configuration(NamedTuple):
@@ -33,9 +36,17 @@ class Configuration(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a run carries from epoch to epoch."""
+    """What a run carries from epoch to epoch.
+
+    Attributes:
+      params: the model's parameters.
+      variables: what else it holds: statistics, random keys, the state between segments.
+      skeleton: of the initial weights.
+      optimizer: the optimiser's state.
+    """
 
     params: PyTree
+    variables: PyTree
     skeleton: pathspace.Skeleton
     optimizer: optax.OptState
 
@@ -43,9 +54,9 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
     """Mean loss of an epoch's training steps, and errors after the epoch."""
 
-    train_loss: Float[Array, "..."]
-    validation_error: Float[Array, "..."]
-    test_error: Float[Array, "..."]
+    train_loss: Array | np.ndarray
+    validation_error: Array | np.ndarray
+    test_error: Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,30 +64,36 @@ class Problem(abc.ABC):
     """A model, and what it learns.
 
     Attributes:
-      make_model: makes the model, which knows its `edges()`, from random keys.
+      make_model: makes the model from random keys.
+      data: the arrays that `loss` and `errors` get.
       batch_size: examples a step.
       skeleton_method: see `pathspace.choose_skeleton`.
       skeleton_reference: see `pathspace.choose_skeleton`.
       max_ratio: see `pathspace.in_path_space`.
+      weight_decay: see `benchmarks.optimizers.Setting`.
+      max_gradient_norm: to which gradients are clipped.
     """
 
     make_model: Callable[[nnx.Rngs], Any]
+    data: PyTree = ()
     batch_size: int
-    skeleton_method: Literal["largest", "cyclic"]
-    skeleton_reference: Literal["balanced", "initial"] | None
-    max_ratio: float
+    skeleton_method: Literal["largest", "cyclic"] = "cyclic"
+    skeleton_reference: Literal["balanced", "initial"] | None = "balanced"
+    max_ratio: float = DEFAULT_MAX_RATIO
+    weight_decay: float = 0.0
+    max_gradient_norm: float | None = None
 
     @abc.abstractmethod
     def batches(self, key: Array) -> Array:
         """What tells the batches of an epoch from each other, one entry a step."""
 
     @abc.abstractmethod
-    def loss(self, params: PyTree, batch: Array) -> Float[Array, ""]:
-        """The mean loss over the batch of an entry of `batches`."""
+    def loss(self, model: Any, data: PyTree, batch: Array) -> Float[Array, ""]:
+        """The mean loss of the model in training over the batch of an entry of `batches`."""
 
     @abc.abstractmethod
-    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The errors on validation and test examples."""
+    def errors(self, model: Any, data: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The errors of the evaluating model on validation and test examples."""
 
     @abc.abstractmethod
     def one_input(self) -> Array:
@@ -86,20 +103,24 @@ class Problem(abc.ABC):
         """The learning rate in the course of training."""
         return learning_rate
 
-    @functools.cached_property
-    def graphdef(self) -> nnx.GraphDef[Any]:
-        """The model without its parameters."""
-        return nnx.split(self.make_model(nnx.Rngs(0)), nnx.Param)[0]
+    def outputs(self, params: PyTree, inputs: Array) -> Array:
+        """The outputs of the evaluating model, its other variables as they were at first."""
+        return self.merge(params, self._first[2], training=False)(inputs)
+
+    def merge(self, params: PyTree, variables: PyTree, *, training: bool) -> Any:
+        """The model with these parameters and variables."""
+        model = nnx.merge(self._first[0], params, variables, copy=True)
+        model.train() if training else model.eval()
+        return model
 
     @functools.cached_property
     def graph(self) -> pathspace.ReductionGraph:
         """The model's reduction graph."""
-        model = self.make_model(nnx.Rngs(0))
-        return pathspace.ReductionGraph.from_edges(nnx.state(model, nnx.Param), model.edges())
+        return pathspace.reduction_graph(self.outputs, self._first[1], self.one_input())
 
-    def outputs(self, params: PyTree, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
-        """The model's outputs."""
-        return nnx.merge(self.graphdef, params)(inputs)
+    @functools.cached_property
+    def _first(self) -> tuple[Any, Any, Any]:
+        return split(self.make_model(nnx.Rngs(0)))
 
     def transformation(
         self, optimizer: Optimizer, learning_rate: ArrayLike, skeleton: pathspace.Skeleton
@@ -109,7 +130,17 @@ class Problem(abc.ABC):
         def kappa(params: PyTree) -> PyTree:
             return pathspace.path_kappa(self.outputs, params, self.one_input())
 
-        return optimizer.make(self.schedule(learning_rate), Geometry(skeleton, self.max_ratio, kappa))
+        setting = Setting(skeleton, kappa, self.max_ratio, self.weight_decay)
+        made = optimizer.make(self.schedule(learning_rate), setting)
+        if self.max_gradient_norm is None:
+            return made
+        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), made)
+
+
+def split(model: Any) -> tuple[Any, Any, Any]:
+    """The model's structure, its parameters, and its other variables."""
+    graphdef, params, variables = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,48 +148,61 @@ class Classification(Problem):
     """A classifier of the examples of a data set; the last ones of an epoch that do not fill a batch are left out.
 
     Attributes:
-      data: the examples.
+      data: training, validation and test examples.
+      prepare: makes the model's inputs of those of examples.
     """
 
-    data: Dataset
+    data: tuple[Examples, Examples, Examples]
+    prepare: Callable[[Array], Array] = lambda inputs: inputs
 
     def __post_init__(self) -> None:
-        available = len(self.data.train.labels)
+        available = len(self.data[0].labels)
         if not 1 <= self.batch_size <= available:
             raise ValueError(
                 f"expected a batch size from 1 to the {available} training examples, got {self.batch_size}"
             )
 
     def batches(self, key: Array) -> Int[Array, "steps batch"]:
-        steps = len(self.data.train.labels) // self.batch_size
-        order = jax.random.permutation(key, len(self.data.train.labels))
+        available = len(self.data[0].labels)
+        steps = available // self.batch_size
+        order = jax.random.permutation(key, available)
         return order[: steps * self.batch_size].reshape(steps, self.batch_size)
 
-    def loss(self, params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
+    def loss(self, model: Any, data: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
         """Mean cross-entropy."""
-        inputs, labels = (jnp.asarray(part)[batch] for part in self.data.train)
-        return optax.softmax_cross_entropy_with_integer_labels(self.outputs(params, inputs), labels).mean()
+        inputs, labels = data[0].inputs[batch], data[0].labels[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(model(self.prepare(inputs)), labels).mean()
 
-    def errors(self, params: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def errors(self, model: Any, data: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Fractions of the examples misclassified."""
-        return self._error(params, self.data.validation), self._error(params, self.data.test)
+        return self._error(model, data[1]), self._error(model, data[2])
 
     def one_input(self) -> Array:
-        return jnp.asarray(self.data.train.inputs[:1])
+        return self.prepare(jnp.asarray(self.data[0].inputs[:1]))
 
-    def _error(self, params: PyTree, examples: Examples) -> Float[Array, ""]:
-        return jnp.mean(self.outputs(params, jnp.asarray(examples.inputs)).argmax(-1) != examples.labels)
+    def _error(self, model: Any, examples: Examples) -> Float[Array, ""]:
+        def right(inputs: Array) -> Array:
+            return model(self.prepare(inputs[None]))[0].argmax(-1)
+
+        predicted = jax.lax.map(right, examples.inputs, batch_size=_EVALUATED_AT_ONCE)
+        return jnp.mean(predicted != examples.labels)
 
 
-def initial_weights(problem: Problem, configuration: Configuration) -> tuple[PyTree, pathspace.Skeleton]:
-    """Initial weights and their skeleton: given by seed and rescaling alone, the same for every optimiser."""
+def initial_model(
+    problem: Problem, graph: pathspace.ReductionGraph, configuration: Configuration
+) -> tuple[PyTree, PyTree, pathspace.Skeleton]:
+    """Initial weights, other variables, and the skeleton of the weights in the problem's graph.
+
+    They depend on seed and rescaling alone, and are the same for every optimiser.
+    """
     weights_key, scales_key, _ = _keys(configuration.seed)
-    params = nnx.state(problem.make_model(nnx.Rngs(weights_key)), nnx.Param)
-    scales = pathspace.random_scales(scales_key, problem.graph, sigma=configuration.rescale)
-    params = pathspace.rescale(params, problem.graph, scales)
-    return params, pathspace.choose_skeleton(
-        problem.graph, params, method=problem.skeleton_method, reference=problem.skeleton_reference
+    _, params, variables = split(problem.make_model(nnx.Rngs(weights_key)))
+    scales = pathspace.random_scales(scales_key, graph, sigma=configuration.rescale)
+    params = pathspace.rescale(params, graph, scales)
+    skeleton = pathspace.choose_skeleton(
+        graph, params, method=problem.skeleton_method, reference=problem.skeleton_reference
     )
+    return params, variables, skeleton
 
 
 def start(
@@ -166,33 +210,51 @@ def start(
     optimizer: Optimizer,
     configuration: Configuration,
     params: PyTree,
+    variables: PyTree,
     skeleton: pathspace.Skeleton,
 ) -> State:
     """The state before the first epoch."""
     transformation = problem.transformation(optimizer, configuration.learning_rate, skeleton)
-    return State(params, skeleton, transformation.init(params))
+    return State(params, variables, skeleton, transformation.init(params))
 
 
 def train(
-    problem: Problem, optimizer: Optimizer, configuration: Configuration, state: State, epochs: Int[Array, " epochs"]
+    problem: Problem,
+    optimizer: Optimizer,
+    share_batches: Callable[[Array], Array],
+    configuration: Configuration,
+    state: State,
+    data: PyTree,
+    epochs: Int[Array, " epochs"],
 ) -> tuple[State, Metrics]:
-    """Train for the epochs of these numbers; the metrics have one entry for each."""
+    """Train for the epochs of these numbers; the metrics have one entry for each.
+
+    `share_batches` says how the batches of an epoch are laid out over devices.
+    """
     transformation = problem.transformation(optimizer, configuration.learning_rate, state.skeleton)
     _, _, order_key = _keys(configuration.seed)
 
-    def step(carry: tuple[PyTree, optax.OptState], batch: Array) -> tuple[Any, Float[Array, ""]]:
-        params, optimizer_state = carry
-        loss, grads = jax.value_and_grad(problem.loss)(params, batch)
+    def step(carry: tuple[PyTree, PyTree, optax.OptState], batch: Array) -> tuple[Any, Float[Array, ""]]:
+        params, variables, optimizer_state = carry
+
+        def loss_of(params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+            model = problem.merge(params, variables, training=True)
+            loss = problem.loss(model, data, batch)
+            return loss, split(model)[2]
+
+        (loss, variables), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, optimizer_state = transformation.update(grads, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
+        return (optax.apply_updates(params, updates), variables, optimizer_state), loss
 
-    def epoch(carry: tuple[PyTree, optax.OptState], number: Int[Array, ""]) -> tuple[Any, Metrics]:
-        batches = problem.batches(jax.random.fold_in(order_key, number))
-        (params, optimizer_state), losses = jax.lax.scan(step, carry, batches)
-        return (params, optimizer_state), Metrics(losses.mean(), *problem.errors(params))
+    def epoch(carry: tuple[PyTree, PyTree, optax.OptState], number: Int[Array, ""]) -> tuple[Any, Metrics]:
+        batches = share_batches(problem.batches(jax.random.fold_in(order_key, number)))
+        carry, losses = jax.lax.scan(step, carry, batches)
+        model = problem.merge(carry[0], carry[1], training=False)
+        return carry, Metrics(losses.mean(), *problem.errors(model, data))
 
-    (params, optimizer_state), metrics = jax.lax.scan(epoch, (state.params, state.optimizer), epochs)
-    return State(params, state.skeleton, optimizer_state), metrics
+    carry, metrics = jax.lax.scan(epoch, (state.params, state.variables, state.optimizer), epochs)
+    params, variables, optimizer_state = carry
+    return State(params, variables, state.skeleton, optimizer_state), metrics
 
 
 def _keys(seed: Array | np.ndarray) -> Array:

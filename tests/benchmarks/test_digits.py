@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,16 @@ from benchmarks import training
 from benchmarks.data import digit_rows
 from benchmarks.digits import Digits
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.results import Quantity, Run, best_learning_rate, grid_tables, summary_table, write_json_lines
+from benchmarks.reporting import Work
+from benchmarks.results import (
+    Experiment,
+    Quantity,
+    Run,
+    best_learning_rate,
+    grid_tables,
+    summary_table,
+    write_json_lines,
+)
 from benchmarks.sweeps import grid, sweep
 from benchmarks.training import Classification, Configuration
 from pathspace.models import ReluRNN
@@ -49,7 +59,7 @@ def toy(tmp_path_factory):
 def problem():
     return Classification(
         make_model=lambda rngs: ReluRNN(8, (5,), 10, rngs=rngs),
-        data=digit_rows(),
+        data=digit_rows()[:3],
         batch_size=256,
         skeleton_method="largest",
         skeleton_reference="balanced",
@@ -58,8 +68,8 @@ def problem():
 
 
 @pytest.fixture(scope="module")
-def initial_weights(problem):
-    return jax.jit(functools.partial(training.initial_weights, problem))
+def initial_model(problem):
+    return jax.jit(functools.partial(training.initial_model, problem, problem.graph))
 
 
 def a_run(**changes):
@@ -97,7 +107,7 @@ def test_lines_hold_configuration_curves_settings_and_environment(toy):
     assert len(set(keys)) == len(keys) == 2 * 2 * 2 * 2
     for line in lines:
         assert len(line["train_loss"]) == len(line["validation_error"]) == len(line["test_error"]) == 2
-        assert set(line["settings"]) == {field.name for field in dataclasses.fields(Digits)}
+        assert set(line["settings"]) == {field.name for field in dataclasses.fields(Digits)} - {"output", "work"}
         assert line["settings"]["hidden"] == 6
         assert line["sweep_seconds"] > 0
         assert line["device"]
@@ -124,10 +134,12 @@ def test_help_explains_every_option(task, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main()
     text = capsys.readouterr().out
-    for field in dataclasses.fields(TASKS[task]):
-        _, _, explanation = text.partition(f"--{field.name.replace('_', '-')} ")
+    own = {field.name for field in dataclasses.fields(TASKS[task])}
+    shared = {field.name for field in dataclasses.fields(Work)} if "work" in own else set()
+    for name in (own | shared) - {"work"}:
+        _, explanation = re.split(f"--{name.replace('_', '-')}[ ,]", text, maxsplit=1)
         before_default, _, _ = explanation.partition("(default:")
-        assert len(before_default.split()) > 5, field.name
+        assert len(before_default.split()) > 5, name
 
 
 @pytest.mark.parametrize("changes", [{"seeds": 0}, {"epochs": 0}, {"rescale": ()}, {"optimizers": ("sgd", "sgd")}])
@@ -173,7 +185,8 @@ def test_outcome_is_named_in_table_and_file(changes, outcome, tmp_path):
     run = a_run(**changes)
     assert run.outcome(QUANTITY) == outcome
     assert (outcome in shown(summary_table([run], QUANTITY), *grid_tables([run], QUANTITY))) == (outcome != "trained")
-    write_json_lines([run], tmp_path / "runs.jsonl", settings={}, quantity=QUANTITY, seconds=1.0)
+    experiment = Experiment(task="digits", model="", title="", quantity=QUANTITY)
+    write_json_lines([run], tmp_path / "runs.jsonl", experiment=experiment, settings={}, seconds=1.0)
     assert json.loads((tmp_path / "runs.jsonl").read_text())["outcome"] == outcome
 
 
@@ -185,15 +198,19 @@ def test_mixed_outcomes_are_counted():
 
 
 @pytest.mark.slow
-def test_sweep_equals_its_single_runs(problem, initial_weights):
+def test_sweep_equals_its_single_runs(problem, initial_model):
     configurations = {name: grid([0.01, 0.05], [0.0, 1.0], seeds=2) for name in ("sgd", "g_adam")}
     runs, _ = sweep(problem, configurations, epochs=4)
     assert len(runs) == 16
-    train = {name: jax.jit(functools.partial(training.train, problem, OPTIMIZERS[name])) for name in configurations}
+    data = jax.tree.map(jnp.asarray, problem.data)
+    train = {
+        name: jax.jit(functools.partial(training.train, problem, OPTIMIZERS[name], lambda batches: batches))
+        for name in configurations
+    }
     for run in runs[::3]:
         single = Configuration(jnp.float32(run.learning_rate), jnp.float32(run.rescale), jnp.int32(run.seed))
-        state = training.start(problem, OPTIMIZERS[run.optimizer], single, *initial_weights(single))
-        _, metrics = train[run.optimizer](single, state, jnp.arange(4))
+        state = training.start(problem, OPTIMIZERS[run.optimizer], single, *initial_model(single))
+        _, metrics = train[run.optimizer](single, state, data, jnp.arange(4))
         assert_allclose(run.train_loss, metrics.train_loss, rtol=1e-4)
         # One example more or less: rounding may tip the balance.
         assert_allclose(run.test_error, metrics.test_error, atol=1.5 / 360)
@@ -207,12 +224,12 @@ def test_sweep_is_compiled_once(problem, monkeypatch):
     assert sorted(traced) == ["G-SGD", "SGD"]
 
 
-def test_initial_function_and_normal_draws_are_those_of_the_seed(problem, initial_weights):
-    inputs = jnp.asarray(problem.data.test.inputs[:4])
+def test_initial_function_and_normal_draws_are_those_of_the_seed(problem, initial_model):
+    inputs = jnp.asarray(problem.data[2].inputs[:4])
 
     def initial(rescale):
         configuration = Configuration(jnp.float32(0.1), jnp.float32(rescale), jnp.int32(3))
-        return initial_weights(configuration)[0]
+        return initial_model(configuration)[0]
 
     params = {rescale: initial(rescale) for rescale in (0.0, 1.0, 2.0)}
     for rescale in (1.0, 2.0):

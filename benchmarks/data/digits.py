@@ -1,4 +1,4 @@
-"""Data sets, split into training, validation and test examples."""
+"""Scikit-learn's handwritten digits, split into training, validation and test examples."""
 
 from typing import NamedTuple
 
