@@ -10,8 +10,8 @@ import tyro
 from benchmarks.adding import Adding
 from benchmarks.digits import Digits
 from benchmarks.kappa import Kappa
+from benchmarks.overhead import Overhead
 from benchmarks.recurrence_time import RecurrenceTime
-from benchmarks.step_time import StepTime
 from benchmarks.tracing_time import TracingTime
 
 
@@ -27,7 +27,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "digits": Digits,
     "kappa": Kappa,
     "recurrence-time": RecurrenceTime,
-    "step-time": StepTime,
+    "overhead": Overhead,
     "tracing-time": TracingTime,
 }
 

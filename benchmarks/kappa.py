@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.reporting import check_distinct, check_positive
-from benchmarks.step_time import time_in_turns
+from benchmarks.timing import time_in_turns
 from pathspace import path_kappa
 from pathspace.models import ReluRNN
 
@@ -45,6 +47,8 @@ class Kappa:
     """Initial weights to compute the ratio for; the table shows mean and standard error."""
     turns: int = 5
     """How often the three programs that are timed take turns."""
+    output: Path = Path("results/kappa")
+    """Folder for the results."""
 
     def __post_init__(self) -> None:
         check_positive(self, "vocabulary", "batch_size", "seeds", "turns")
@@ -54,7 +58,8 @@ class Kappa:
                 raise ValueError(f"expected {name} to be 1 or more, got {values}")
 
     def run(self) -> None:
-        """Compute the ratios, measure, and print the tables."""
+        """Compute the ratios, measure, print the tables, and write the ratios for the report."""
+        console = Console()
         ratios = Table(title="|kappa2| / |kappa1|: mean ± standard error")
         ratios.add_column("", no_wrap=True)
         for width in self.widths:
@@ -62,14 +67,20 @@ class Kappa:
         times = Table(title=f"Time in ms, median over turns; in brackets: relative to an SGD step of {self.batch_size}")
         for column in ("T", "H", "SGD step", "kappa1", "kappa1 + kappa2"):
             times.add_column(column, justify="right")
-        cells = []
+        lines, cells = [], []
         cases = list(itertools.product(self.lengths, self.widths))
-        for length, width in track(cases, description="Computing"):
-            cells.append(_mean_and_error(term_ratios(length, width, self.vocabulary, self.seeds)))
+        for length, width in track(cases, description="Computing", console=console):
+            values = term_ratios(length, width, self.vocabulary, self.seeds)
+            lines.append({"length": length, "width": width, "ratios": values.tolist()})
+            cells.append(_mean_and_error(values))
             times.add_row(f"{length}", f"{width}", *self._measure(length, width))
         for row, length in enumerate(self.lengths):
             ratios.add_row(f"T = {length}", *cells[row * len(self.widths) :][: len(self.widths)])
-        Console().print(ratios, times)
+        console.print(ratios, times)
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / "ratios.json"
+        path.write_text(json.dumps(lines, indent=1))
+        console.print(f"Wrote {path.resolve()}", soft_wrap=True)
 
     def _measure(self, length: int, width: int) -> list[str]:
         """The time of an SGD step, and of the first term and both in comparison."""

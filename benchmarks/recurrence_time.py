@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.reporting import check_distinct, check_positive
-from benchmarks.step_time import time_in_turns
+from benchmarks.timing import time_in_turns
 from pathspace.models import (
     PassthroughGRUCell,
     PassthroughLSTMCell,

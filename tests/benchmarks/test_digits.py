@@ -125,7 +125,7 @@ def test_pictures_show_something(toy, name):
     assert pixels.std() > 0.05
 
 
-@pytest.mark.parametrize("task", ["digits", "step-time"])
+@pytest.mark.parametrize("task", ["digits", "overhead"])
 def test_help_explains_every_option(task, capsys, monkeypatch):
     from benchmarks.__main__ import TASKS, main
 

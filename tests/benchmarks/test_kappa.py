@@ -1,6 +1,7 @@
 """The comparison of kappa's two terms."""
 
 import itertools
+import json
 import sys
 
 import jax
@@ -16,22 +17,24 @@ from pathspace.models import ReluRNN
 TOY = {"lengths": (3,), "widths": (4,), "vocabulary": 3, "batch_size": 2, "seeds": 2, "turns": 1}
 
 
-def test_command_prints_the_ratio_and_the_times(capsys, monkeypatch):
+def test_command_prints_the_ratio_and_the_times(tmp_path, capsys, monkeypatch):
     from benchmarks.__main__ import main
 
     words = [(f"--{name.replace('_', '-')}", *np.ravel(value).astype(str)) for name, value in TOY.items()]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "kappa", *itertools.chain(*words)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "kappa", *itertools.chain(*words), "--output", str(tmp_path)])
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     main()
     text = capsys.readouterr().out
     for name in ("T = 3", "H = 4", "SGD step of 2", " ± 0.0"):
         assert text.count(name) == 1
+    (line,) = json.loads((tmp_path / "ratios.json").read_text())
+    assert (line["length"], line["width"], len(line["ratios"])) == (3, 4, 2)
 
 
-def test_rows_are_lengths_and_columns_widths(capsys, monkeypatch):
+def test_rows_are_lengths_and_columns_widths(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.kappa.term_ratios", lambda length, width, *_: np.array([length + width / 10]))
     monkeypatch.setattr(Kappa, "_measure", lambda self, length, width: [f"measured {length}, {width}", "", ""])
-    Kappa(lengths=(2, 3), widths=(4, 5, 6)).run()
+    Kappa(lengths=(2, 3), widths=(4, 5, 6), output=tmp_path).run()
     lines = capsys.readouterr().out.splitlines()
     for length in (2, 3):
         (row,) = (line for line in lines if f"T = {length}" in line)

@@ -1,0 +1,29 @@
+"""Measuring of times where other work disturbs it."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def time_in_turns(
+    programs: Sequence[Callable[[], Any]], *, turns: int, calls: int = 1, seconds: float = float("inf")
+) -> np.ndarray:
+    """Seconds a call, of shape (turns, programs): at most `turns`; after `seconds` none but the second begins."""
+    for program in programs:
+        jax.block_until_ready(program())
+    times = np.empty((turns, len(programs)))
+    start = time.perf_counter()
+    for turn in range(turns):
+        if turn >= 2 and time.perf_counter() - start > seconds:
+            return times[:turn]
+        # Whoever comes later finds the others' data in the caches: they take turns at that too.
+        for index in range(len(programs))[:: 1 if turn % 2 else -1]:
+            begin = time.perf_counter()
+            for _ in range(calls):
+                result = programs[index]()
+            jax.block_until_ready(result)
+            times[turn, index] = (time.perf_counter() - begin) / calls
+    return times
