@@ -8,10 +8,17 @@ import jax
 import tyro
 
 from benchmarks.adding import Adding
+from benchmarks.copying import Copying
 from benchmarks.digits import Digits
+from benchmarks.highway import Highway
 from benchmarks.kappa import Kappa
+from benchmarks.language_modelling import LanguageModelling
+from benchmarks.listing import Listing
 from benchmarks.overhead import Overhead
+from benchmarks.rcnn import Rcnn
 from benchmarks.recurrence_time import RecurrenceTime
+from benchmarks.report import Report
+from benchmarks.smnist import SequentialMnist
 from benchmarks.tracing_time import TracingTime
 
 
@@ -23,18 +30,29 @@ class Task(Protocol):
 
 
 TASKS: dict[str, Callable[..., Task]] = {
-    "adding": Adding,
+    "list": Listing,
     "digits": Digits,
+    "adding": Adding,
+    "copying": Copying,
+    "highway": Highway,
+    "smnist": SequentialMnist,
+    "rcnn": Rcnn,
+    "lm": LanguageModelling,
+    "overhead": Overhead,
     "kappa": Kappa,
     "recurrence-time": RecurrenceTime,
-    "overhead": Overhead,
     "tracing-time": TracingTime,
+    "report": Report,
 }
 
 
 def main() -> None:
     # Batches of small matrix products run on one core a device: one device a core keeps all of them busy.
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
     tyro.extras.subcommand_cli_from_dict(TASKS, prog="python -m benchmarks", description=__doc__).run()
 
 

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.reporting import Work, check_distinct, check_positive, settings_of, train_and_show
+from benchmarks.options import Work, check_distinct, check_positive, resolved, settings_of
+from benchmarks.reporting import train_and_show
 from benchmarks.results import Experiment, Quantity
 from benchmarks.sweeps import grid
 from benchmarks.training import Configuration, Problem
@@ -116,6 +117,10 @@ class Adding:
                     model=f"ReLU RNN, {self.hidden} units, identity start",
                     title=f"Adding problem, length {length}",
                     quantity=Quantity("test MSE", "1e-2", by_chance=1 / 6),
+                    notes=(
+                        "The papers do not say how steps are kept from diverging. Here SGD's gradients are clipped to "
+                        "norm 1; Path-SGD's gradients and steps are bounded in the norms of kappa.",
+                    ),
                 ),
                 problem,
                 configurations,
@@ -126,9 +131,7 @@ class Adding:
             )
 
     def _settings(self) -> Preset:
-        names = [field.name for field in dataclasses.fields(Preset)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(PRESETS[self.preset], **given)
+        return resolved(self, PRESETS[self.preset])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

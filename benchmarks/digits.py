@@ -10,7 +10,8 @@ from flax import nnx
 
 from benchmarks.data import digit_rows
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.reporting import Work, check_distinct, check_positive, settings_of, train_and_show
+from benchmarks.options import Work, check_distinct, check_positive, settings_of
+from benchmarks.reporting import train_and_show
 from benchmarks.results import Experiment, Quantity
 from benchmarks.sweeps import grid
 from benchmarks.training import Classification, Configuration

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.reporting import check_distinct, check_positive
+from benchmarks.options import check_distinct, check_positive
 from benchmarks.timing import time_in_turns
 from pathspace import path_kappa
 from pathspace.models import ReluRNN
@@ -48,7 +48,7 @@ class Kappa:
     turns: int = 5
     """How often the three programs that are timed take turns."""
     output: Path = Path("results/kappa")
-    """Folder for the results."""
+    """Folder for the results, which the report reads."""
 
     def __post_init__(self) -> None:
         check_positive(self, "vocabulary", "batch_size", "seeds", "turns")

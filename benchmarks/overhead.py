@@ -19,7 +19,7 @@ from rich.table import Table
 
 import pathspace
 from benchmarks.optimizers import OPTIMIZERS, Optimizer, Setting
-from benchmarks.reporting import check_distinct, check_positive
+from benchmarks.options import check_distinct, check_positive
 from benchmarks.timing import time_in_turns
 from benchmarks.training import split
 from pathspace.models import RCNN, ReluLanguageModel, ReluRNN
@@ -113,7 +113,7 @@ class Overhead:
     steps: int = 10
     """Training steps in a turn."""
     output: Path = Path("results/overhead")
-    """Folder for the results."""
+    """Folder for the results, which the report reads."""
 
     def __post_init__(self) -> None:
         check_positive(self, "turns", "steps")

@@ -65,7 +65,9 @@ class Placement:
         size = configurations.seed.size
         length = math.ceil(math.ceil(size / count) / self.rows) * self.rows
         at = np.minimum(np.arange(count * length), size - 1).reshape(count, length)
-        return [jax.tree.map(lambda leaf, part=part: leaf[part], configurations) for part in at]
+        return [
+            jax.device_put(jax.tree.map(lambda leaf, part=part: leaf[part], configurations), self.runs) for part in at
+        ]
 
     def chunks_needed(self, compiled: jax.stages.Compiled) -> int:
         """Into how many parts the runs of a program have to be divided for the memory that is free."""

@@ -1,6 +1,7 @@
 """Pictures of a sweep: one panel for each rescaling of the initial weights, side by side."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,16 +100,16 @@ def _panels(
             panel.set_xlabel(x_label)
             scaling = f"rescaled by lognormal(0, {rescale:g}) per unit" if rescale else "as drawn"
             panel.set_title(f"initial weights {scaling}")
-        axes[0, 0].set_ylabel(f"{quantity.name}, {quantity.unit}")
+        axes[0, 0].set_ylabel(", ".join(filter(None, (quantity.name, quantity.unit))))
         yield panels
         # Values below a tenth of a percent, and 0, are beyond what the test examples resolve.
         low, high = axes[0, 0].get_ylim()
         axes[0, 0].set_ylim(max(low, 0.1), max(high, 130 * quantity.by_chance))
-        ticks = [step * 10.0**power for power in range(-1, 3) for step in (1, 2, 5) if step * 10.0**power <= 100]
+        ticks = [step * 10.0**power for power in range(-1, 5) for step in (1, 2, 5)]
         axes[0, 0].yaxis.set_major_locator(FixedLocator(ticks))
         axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
-        figure.suptitle(title, fontsize=13, fontweight="bold")
+        figure.suptitle(textwrap.fill(title, 48 * len(rescales)), fontsize=13, fontweight="bold")
         figure.savefig(path)
         plt.close(figure)
 

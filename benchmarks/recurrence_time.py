@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.reporting import check_distinct, check_positive
+from benchmarks.options import check_distinct, check_positive
 from benchmarks.timing import time_in_turns
 from pathspace.models import (
     PassthroughGRUCell,

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from benchmarks import plots
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.options import Work
 from benchmarks.placement import Placement
 from benchmarks.results import (
     Experiment,
@@ -32,21 +33,6 @@ from benchmarks.results import (
 )
 from benchmarks.sweeps import Progress, sweep
 from benchmarks.training import Configuration, Problem
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Options of all tasks that train."""
-
-    devices_per_run: int = 1
-    """Devices that share the batches of a run, for large models; all others are for more runs side by side."""
-    checkpoint_every: int = 10
-    """Epochs between checkpoints. The same command, run again, goes on from the last one."""
-    tensorboard: bool = False
-    """Write the curves for TensorBoard, too, beside the results."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "devices_per_run", "checkpoint_every")
 
 
 def train_and_show(
@@ -86,11 +72,6 @@ def train_and_show(
             write_tensorboard(runs, folder / "tensorboard")
             console.print(f"Wrote {(folder / 'tensorboard').resolve()}", soft_wrap=True)
     checkpoints.clear()
-
-
-def settings_of(task: Any) -> dict[str, Any]:
-    """The options of a task that its results depend on."""
-    return {name: value for name, value in dataclasses.asdict(task).items() if name not in ("output", "work")}
 
 
 @contextmanager
@@ -151,17 +132,3 @@ def show(
         plots.error_by_learning_rate(runs, quantity, experiment.title, files[2])
     for file in files:
         console.print(f"Wrote {file.resolve()}", soft_wrap=True)
-
-
-def check_distinct(options: Any, *names: str) -> None:
-    """Raise ValueError where one of these options of a task holds no value, or one twice."""
-    for name in names:
-        if len(values := getattr(options, name)) == 0 or len(set(values)) < len(values):
-            raise ValueError(f"expected {name} to hold one or several distinct values, got {values}")
-
-
-def check_positive(options: Any, *names: str) -> None:
-    """Raise ValueError where one of these options of a task is below 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"expected {name} to be 1 or more, got {getattr(options, name)}")

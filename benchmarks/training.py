@@ -72,6 +72,7 @@ class Problem(abc.ABC):
       max_ratio: see `pathspace.in_path_space`.
       weight_decay: see `benchmarks.optimizers.Setting`.
       max_gradient_norm: to which gradients are clipped.
+      rescalable: whether the model has units that can be rescaled. Without, the graph is empty.
     """
 
     make_model: Callable[[nnx.Rngs], Any]
@@ -82,6 +83,7 @@ class Problem(abc.ABC):
     max_ratio: float = DEFAULT_MAX_RATIO
     weight_decay: float = 0.0
     max_gradient_norm: float | None = None
+    rescalable: bool = True
 
     @abc.abstractmethod
     def batches(self, key: Array) -> Array:
@@ -116,6 +118,8 @@ class Problem(abc.ABC):
     @functools.cached_property
     def graph(self) -> pathspace.ReductionGraph:
         """The model's reduction graph."""
+        if not self.rescalable:
+            return pathspace.ReductionGraph.from_edges({}, {})
         return pathspace.reduction_graph(self.outputs, self._first[1], self.one_input())
 
     @functools.cached_property

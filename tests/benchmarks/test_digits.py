@@ -19,7 +19,7 @@ from benchmarks import training
 from benchmarks.data import digit_rows
 from benchmarks.digits import Digits
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.reporting import Work
+from benchmarks.options import Work
 from benchmarks.results import (
     Experiment,
     Quantity,

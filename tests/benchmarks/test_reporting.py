@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import reporting
-from benchmarks.reporting import Work, train_and_show
+from benchmarks.options import Work
+from benchmarks.reporting import train_and_show
 from benchmarks.results import Experiment, Quantity, Run
 from benchmarks.sweeps import Progress, grid
 

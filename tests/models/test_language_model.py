@@ -92,8 +92,8 @@ def test_segments_with_the_state_carried_over_equal_one_sequence(x64):
     chex.assert_trees_all_close(last, state, rtol=1e-12)
 
 
-def test_unrolling_changes_nothing(x64):
-    rolled, unrolled = (random_model([3, 5, 4], unroll=unroll) for unroll in (1, 3))
+def test_unrolling_and_hoisting_change_nothing(x64):
+    rolled, unrolled = (random_model([3, 5, 4], **options) for options in ({}, {"unroll": 3, "hoist_inputs": True}))
     rolled.eval()
     unrolled.eval()
     chex.assert_trees_all_close(call(rolled, TOKENS), call(unrolled, TOKENS), rtol=1e-12)

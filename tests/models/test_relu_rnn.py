@@ -73,10 +73,11 @@ def test_any_number_of_batch_axes(x64, batch, output):
     assert_equals_loops(with_random_parameters(model), jax.random.normal(jax.random.key(1), (*batch, 6, 2)))
 
 
-def test_unrolling_changes_nothing(x64):
+def test_unrolling_and_hoisting_change_nothing(x64):
     inputs = jax.random.normal(jax.random.key(1), (5, 7, 2))
     rolled, unrolled = (
-        ReluRNN(2, [4, 3], 2, unroll=unroll, param_dtype=float, rngs=nnx.Rngs(0))(inputs) for unroll in (1, 3)
+        ReluRNN(2, [4, 3], 2, **options, param_dtype=float, rngs=nnx.Rngs(0))(inputs)
+        for options in ({}, {"unroll": 3, "hoist_inputs": True})
     )
     assert_allclose(rolled, unrolled, rtol=1e-13)
 
