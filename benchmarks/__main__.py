@@ -19,6 +19,7 @@ from benchmarks.rcnn import Rcnn
 from benchmarks.recurrence_time import RecurrenceTime
 from benchmarks.report import Report
 from benchmarks.smnist import SequentialMnist
+from benchmarks.sweep_time import SweepTime
 from benchmarks.tracing_time import TracingTime
 
 
@@ -41,6 +42,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "overhead": Overhead,
     "kappa": Kappa,
     "recurrence-time": RecurrenceTime,
+    "sweep-time": SweepTime,
     "tracing-time": TracingTime,
     "report": Report,
 }

@@ -52,6 +52,7 @@ ENTRIES = (
     Entry("overhead", "path space: Table 6", (), 5),
     Entry("kappa", "Path-SGD: Figure 2", (), 5),
     Entry("recurrence-time", "cost of our recurrent loop", (), 5),
+    Entry("sweep-time", "cost of many runs side by side", (), 3),
     Entry("tracing-time", "cost of finding the reduction graph", (), 1),
 )
 
