@@ -47,6 +47,8 @@ class Preset:
     maps: tuple[int, ...] | None
     train_examples: int | None
     epochs: int
+    batch_size: int
+    dropout: float
     seeds: int
     optimizers: tuple[str, ...]
     sgd_learning_rates: tuple[float, ...]
@@ -54,26 +56,31 @@ class Preset:
     adam_learning_rates: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        check_positive(self, "epochs", "seeds")
+        check_positive(self, "epochs", "batch_size", "seeds")
         families = (f"{family}_learning_rates" for family in ("sgd", "momentum", "adam"))
         check_distinct(self, "datasets", "optimizers", *families)
         if self.maps is not None:
             check_distinct(self, "maps")
         if self.train_examples is not None:
             check_positive(self, "train_examples")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"expected dropout from 0 to below 1, got {self.dropout}: 0 switches it off")
 
 
 _PAPER_LEARNING_RATES = (0.5, 0.2, 0.1, 0.07, 0.05, 0.01)
 PRESETS = {
     "quick": Preset(
         datasets=("mnist",),
-        maps=(8,),
-        train_examples=6000,
-        epochs=2,
+        maps=(16,),
+        train_examples=12_000,
+        epochs=1,
+        batch_size=16,
+        # So few maps do not learn in one epoch when half of them are dropped.
+        dropout=0.0,
         seeds=1,
         optimizers=("momentum", "g_momentum"),
         sgd_learning_rates=(0.1, 0.2),
-        momentum_learning_rates=(0.02, 0.05),
+        momentum_learning_rates=(0.005, 0.015),
         adam_learning_rates=(0.001, 0.003),
     ),
     "paper": Preset(
@@ -81,6 +88,8 @@ PRESETS = {
         maps=None,
         train_examples=None,
         epochs=200,
+        batch_size=64,
+        dropout=0.5,
         seeds=1,
         optimizers=("momentum", "g_momentum"),
         sgd_learning_rates=_PAPER_LEARNING_RATES,
@@ -94,7 +103,7 @@ PRESETS = {
 class Rcnn:
     """Train recurrent convolutional networks on images with optimisers in weight space and in path space.
 
-    A convolution and four recurrent convolutional layers of three iterations, with BatchNorm, and dropout of 0.5 in
+    A convolution and four recurrent convolutional layers of three iterations, with BatchNorm, and dropout in
     front of the readout. Images are standardised by means and standard deviations of each channel over the training
     images, and are not augmented. A twelfth of the training images, stratified by class, is held out for validation.
     Learning rates fall to a tenth at 1/2, 3/4 and 7/8 of the training. Errors are those of the running averages after
@@ -114,6 +123,10 @@ class Rcnn:
     """Training images, taken at random from each class in proportion; in the preset paper all."""
     epochs: int | None = None
     """Passes over the training images."""
+    batch_size: int | None = None
+    """Training images in a step."""
+    dropout: float | None = None
+    """Rate of the dropout in front of the readout."""
     seeds: int | None = None
     """Runs of each setting; a seed sets the initial weights, dropout and the order of the batches."""
     optimizers: tuple[_Name, ...] | None = None
@@ -128,8 +141,6 @@ class Rcnn:
     """The network of the code that the paper cites, or of the paper that code implements; see pathspace.models.RCNN."""
     graph: Literal["exact", "paper"] = "exact"
     """The reduction graph: the traced one, or the paper's chain of convolutions, which leaves BatchNorm out."""
-    batch_size: int = 64
-    """Training images in a step."""
     weight_decay: float = 1e-4
     """L2 penalty, of weights or of the values of basis paths."""
     data_dir: Path | None = None
@@ -139,7 +150,6 @@ class Rcnn:
     work: tyro.conf.OmitArgPrefixes[Work] = dataclasses.field(default_factory=Work)
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_size")
         if self.weight_decay < 0:
             raise ValueError(f"expected weight_decay of 0 or more, got {self.weight_decay}")
         self._settings()
@@ -156,11 +166,16 @@ class Rcnn:
         channels = data.train.inputs.shape[-1]
         problem = ImageClassification(
             make_model=functools.partial(
-                _model, channels=channels, maps=maps, classes=data.classes, variant=self.variant
+                _model,
+                channels=channels,
+                maps=maps,
+                classes=data.classes,
+                variant=self.variant,
+                dropout=settings.dropout,
             ),
             data=data[:3],
             prepare=data.standardize,
-            batch_size=self.batch_size,
+            batch_size=settings.batch_size,
             weight_decay=self.weight_decay,
             epochs=settings.epochs,
             edges=_chain(maps) if self.graph == "paper" else None,
@@ -277,8 +292,8 @@ def load(dataset: str, data_dir: Path | None, train_examples: int | None) -> Sta
     )
 
 
-def _model(rngs: nnx.Rngs, channels: int, maps: int, classes: int, variant: str) -> RCNN:
-    model = RCNN(channels, maps, classes, variant=variant, rngs=rngs)
+def _model(rngs: nnx.Rngs, channels: int, maps: int, classes: int, variant: str, dropout: float) -> RCNN:
+    model = RCNN(channels, maps, classes, variant=variant, dropout=dropout, rngs=rngs)
     # In loops and for many networks at once XLA's convolutions take ten times as long on CPUs.
     if jax.default_backend() == "cpu":
         for convolution in _convolutions(model):

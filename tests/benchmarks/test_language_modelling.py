@@ -204,7 +204,7 @@ def test_text_shorter_than_a_batch_is_an_error():
 @pytest.mark.skipif("PATHSPACE_DATA" not in os.environ, reason="needs $PATHSPACE_DATA")
 def test_real_characters_are_learnt(tmp_path):
     task = LanguageModelling(
-        epochs=1, train_tokens=100_000, evaluated_tokens=10_000, sgd_learning_rates=(10.0,), output=tmp_path
+        epochs=2, train_tokens=100_000, evaluated_tokens=10_000, sgd_learning_rates=(5.0,), output=tmp_path
     )
     task.run()
     lines = [json.loads(line) for line in (tmp_path / "ptb_char/relu-2x200/runs.jsonl").read_text().splitlines()]
