@@ -43,7 +43,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(1e-3,)),
+    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(7e-4,)),
     "paper": Preset(
         lengths=(100, 400, 750),
         steps=400_000,
