@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from . import path_rules  # noqa: F401  they fill the table
 from .compat import trace
 from .path_interpreter import PathNetwork
-from .path_values import DATA, Constant, Signal, Value, Weight, signal
+from .path_values import DATA, Constant, Signal, Value, Weight
 from .statistics import Statistics
 
 Powers = dict[int, Array]  # |theta|^p, by the place of a leaf among those of the parameters
@@ -45,7 +45,7 @@ class TracedPaths:
         weights: list[Value] = [
             Weight(leaf, powers[place]) if place in powers else Constant(leaf) for place, leaf in enumerate(self.leaves)
         ]
-        ones = (signal(jnp.ones(leaf.shape, leaf.dtype)) if is_weight(leaf) else DATA for leaf in self._inputs)
+        ones = (Signal(jnp.ones(leaf.shape, leaf.dtype)) if is_weight(leaf) else DATA for leaf in self._inputs)
         return [*weights, *ones]
 
     def statistics(self) -> Statistics | None:

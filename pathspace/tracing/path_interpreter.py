@@ -1,6 +1,6 @@
 """The interpreter of path networks: inputs are ones, every ReLU is the identity, every maximum a sum."""
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from .compat import JaxprEqn, apply, place
 from .interpreter import Interpreter, Rule
-from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to, signal
+from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shift, shifted_to
 from .statistics import Statistics, is_statistic
 from .tables import PATH_RULES
 
@@ -86,13 +86,15 @@ class PathNetwork(Interpreter[Value]):
                 "path-norms need networks that are positively homogeneous, not ones that compute with data."
             )
         if not isinstance(value, Signal):
-            return signal(self.weight(value).path)
+            value = Signal(self.weight(value).path)
+        if self.rescales and value.shift is None:
+            value = dataclasses.replace(value, shift=jnp.zeros((), value.path.dtype))
         return value if value.offset is None else self.sum_of(Signal(value.path, value.shift), value.offset.path)
 
     def sum_of(self, *parts: Signal | Array) -> Signal:
         """The sum over the paths of several values."""
-        signals = [part if isinstance(part, Signal) else signal(part) for part in parts]
-        shift = functools.reduce(jnp.maximum, [part.shift for part in signals])
+        signals = [self.signal(part if isinstance(part, Signal) else Signal(part)) for part in parts]
+        shift = common_shift(signals)
         return Signal(sum(shifted_to(part, shift) for part in signals), shift)
 
     def tempered(self, value: Signal) -> Signal:

@@ -11,7 +11,7 @@ from jax import lax
 
 from .compat import JaxprEqn, apply, is_inexact, is_numeric, primitives, scan_sizes
 from .path_interpreter import PathNetwork, all_constant, weights_only
-from .path_values import DATA, Constant, Data, Signal, Value, Weight, shifted_to
+from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shift, shifted_to
 from .tables import PATH_RULES, out_shape, register_in
 
 _register = functools.partial(register_in, PATH_RULES, "path")
@@ -23,7 +23,7 @@ def _apply(eqn: JaxprEqn, *arrays: Any) -> Any:
 
 
 def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
-    """Entries move or are summed up, each with weight 1 or -1."""
+    """Entries move or are summed up."""
     if not isinstance(value, Signal | Weight):
         return network.unknown(eqn, (value, *rest))
     if not is_inexact(eqn.outvars[0]):
@@ -33,12 +33,20 @@ def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) 
         return network.unknown(eqn, (value, *rest))
 
     def of_weight(weight: Weight) -> Weight:
-        return network.merged(_apply(eqn, weight.raw, *indices), jnp.abs(_apply(eqn, weight.path, *indices)))
+        return network.merged(_apply(eqn, weight.raw, *indices), _apply(eqn, weight.path, *indices))
 
     if isinstance(value, Weight):
         return [of_weight(value)]
     offset = None if value.offset is None else of_weight(value.offset)
-    return [Signal(jnp.abs(_apply(eqn, value.path, *indices)), value.shift, offset)]
+    return [Signal(_apply(eqn, value.path, *indices), value.shift, offset)]
+
+
+def _negates(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    if isinstance(value, Weight):
+        return [Weight(-value.raw, value.path)]
+    if not isinstance(value, Signal):
+        return network.unknown(eqn, [value])
+    return [Signal(value.path, value.shift, value.offset and Weight(-value.offset.raw, value.offset.path))]
 
 
 def _is_identity(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
@@ -139,7 +147,7 @@ def _selects(network: PathNetwork, eqn: JaxprEqn, which: Value, *cases: Value) -
     if any(isinstance(case, Data) for case in cases) or all_constant((which, *cases)):
         return network.unknown(eqn, (which, *cases))
     streams = [network.signal(case) for case in cases]
-    shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
+    shift = common_shift(streams)
     paths = [jnp.broadcast_to(shifted_to(stream, shift), out_shape(eqn)) for stream in streams]
     if isinstance(which, Constant):
         return [Signal(_apply(eqn, which.array, *paths), shift)]
@@ -167,7 +175,7 @@ def _joins(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
         weights = [network.weight(value) for value in values]
         return [Weight(_apply(eqn, *(w.raw for w in weights)), _apply(eqn, *(w.path for w in weights)))]
     streams = [network.signal(value) for value in values]
-    shift = functools.reduce(jnp.maximum, [stream.shift for stream in streams])
+    shift = common_shift(streams)
     return [Signal(_apply(eqn, *(shifted_to(stream, shift) for stream in streams)), shift)]
 
 
@@ -228,7 +236,7 @@ def _scans(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
     last, ys = network.loop(eqn, step, consts, carry, stacked)
     outs = []
     for y in ys:
-        if isinstance(y, Signal):
+        if isinstance(y, Signal) and y.shift is not None:
             shift = jnp.max(y.shift)
             along = (-1, *(1,) * (y.path.ndim - 1))
             y = Signal(y.path * jnp.exp(y.shift - shift).reshape(along), shift)
@@ -238,11 +246,12 @@ def _scans(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
 
 _register(
     _is_linear,
-    *(lax.neg_p, lax.copy_p, lax.convert_element_type_p, lax.reduce_precision_p, lax.stop_gradient_p),
+    *(lax.copy_p, lax.convert_element_type_p, lax.reduce_precision_p, lax.stop_gradient_p),
     *(lax.optimization_barrier_p, primitives.name_p, lax.reshape_p, lax.transpose_p, lax.squeeze_p),
     *(lax.broadcast_in_dim_p, lax.rev_p, lax.slice_p, lax.reduce_sum_p, lax.cumsum_p, lax.tile_p),
     lax.reduce_window_sum_p,
 )
+_register(_negates, lax.neg_p)
 _register(_is_identity, lax.abs_p)
 _register(_adds, lax.add_p, lax.sub_p, primitives.add_jaxvals_p)
 _register(_multiplies, lax.mul_p, lax.div_p)

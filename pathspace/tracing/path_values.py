@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,13 +40,14 @@ class Signal:
 
     Attributes:
       path: not negative.
-      shift: the logarithm of a factor that all entries have in common; 0 unless sums are kept from overflowing.
+      shift: the logarithm of a factor that all entries have in common, where sums are kept from overflowing; None is 0,
+        and costs nothing.
       offset: a constant that was added and awaits others, with which it has a sign in common: the mean that a frozen
         BatchNorm subtracts is merged with its bias before the absolute value is taken.
     """
 
     path: Any
-    shift: Any
+    shift: Any = None
     offset: Any = None
 
 
@@ -59,11 +61,11 @@ DATA = Data()
 Value = Constant | Weight | Signal | Data
 
 
-def signal(path: Array) -> Signal:
-    """Sums over paths as they are."""
-    return Signal(path, jnp.zeros((), path.dtype))
+def common_shift(signals: Sequence[Signal]) -> Array | None:
+    """The largest shift, for signals of one path network: all have one or none."""
+    return None if signals[0].shift is None else functools.reduce(jnp.maximum, [each.shift for each in signals])
 
 
-def shifted_to(value: Signal, shift: Array) -> Array:
+def shifted_to(value: Signal, shift: Array | None) -> Array:
     """The sums in units of exp(shift), at least those of the value."""
-    return value.path * jnp.exp(value.shift - shift)
+    return value.path if shift is None else value.path * jnp.exp(value.shift - shift)
