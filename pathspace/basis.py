@@ -32,12 +32,27 @@ class _Chart(NamedTuple):
 
     a: Units
     b: Units
+    b_special: Units  # b over the reference value of I(v)
+    skeleton_weights: Units  # w_I(v)
     shared: Flags  # whether I(v) is an out-skeleton edge as well
     on_chart: Flags
     special: dict[str, Array]  # the mask of I(v) outside O, whose basis path is the all-skeleton path
     through: dict[str, Array]  # the mask of I(v) inside O
     gauge: dict[str, Array]  # the mask of O
-    measures: dict[str, Array]  # m_e
+
+    def measure(self, leaf: Leaf) -> Array:
+        """m_e."""
+        return self._product(leaf, self.a, self.b, self.b_special)
+
+    def inverse_measure(self, leaf: Leaf) -> Array:
+        """1 / m_e, of quotients for each unit: as one for each weight they would take most of an update's time."""
+        return self._product(leaf, *map(_inverse, (self.a, self.b, self.b_special)))
+
+    def _product(self, leaf: Leaf, of_source: Units, of_target: Units, of_special: Units) -> Array:
+        rank = len(leaf.shape)
+        return leaf.source.spread(of_source, rank, 1) * jnp.where(
+            self.special[leaf.name], leaf.target.spread(of_special, rank, 1), leaf.target.spread(of_target, rank, 1)
+        )
 
 
 def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
@@ -66,7 +81,10 @@ def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
     """
     weights = skeleton.graph.weights(params)
     chart = _chart_at(weights, skeleton)
-    paths = {name: jnp.where(chart.gauge[name], w, w * chart.measures[name]) for name, w in weights.items()}
+    paths = {}
+    for leaf in skeleton.graph.leaves:
+        w = weights[leaf.name]
+        paths[leaf.name] = jnp.where(chart.gauge[leaf.name], w, w * chart.measure(leaf))
     return _in_tree(params, paths, weights)
 
 
@@ -87,7 +105,10 @@ def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
     """
     values = skeleton.graph.weights(paths)
     chart = _chart_at(values, skeleton, values_are_paths=True)
-    weights = {name: jnp.where(chart.gauge[name], q, q / chart.measures[name]) for name, q in values.items()}
+    weights = {}
+    for leaf in skeleton.graph.leaves:
+        q = values[leaf.name]
+        weights[leaf.name] = jnp.where(chart.gauge[leaf.name], q, q * chart.inverse_measure(leaf))
     return _in_tree(paths, weights, values)
 
 
@@ -128,12 +149,12 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
     weights, grad_weights = skeleton.graph.weights(params), skeleton.graph.weights(grads)
     chart = _chart_at(weights, skeleton)
     sums = _sums_through(weights, grad_weights, chart, skeleton)
+    shares = {name: sums[name] / _nonzero(weight) for name, weight in chart.skeleton_weights.items()}  # S(v) / w_I(v)
     grad_paths = {}
     for leaf in skeleton.graph.leaves:
-        w, grad = weights[leaf.name], grad_weights[leaf.name]
-        sum_through = leaf.target.spread(sums, w.ndim, 0)
-        special = chart.special[leaf.name]
-        grad_path = (grad - jnp.where(special, sum_through / jnp.where(special, w, 1), 0)) / chart.measures[leaf.name]
+        grad = grad_weights[leaf.name]
+        share = jnp.where(chart.special[leaf.name], leaf.target.spread(shares, grad.ndim, 0), 0)
+        grad_path = (grad - share) * chart.inverse_measure(leaf)
         # Sums that overflow to both sides leave no number.
         undefined = chart.gauge[leaf.name] | jnp.isnan(grad_path)
         grad_paths[leaf.name] = jnp.where(undefined, 0, grad_path)
@@ -196,12 +217,12 @@ def allocate(
         limited += jnp.sum(free & (ratio != raw), dtype=jnp.int32)
         before = _at_far_end(ratios, chart.through[leaf.name], leaf.target, leaf.source)[name]
         ratios[name] = jnp.where(chart.shared[name], before, jnp.where(chart.on_chart[name], ratio, 1))
-    allocated = {}
+    allocated, inverse_ratios = {}, _inverse(ratios)
     for leaf in graph.leaves:
         w = weights[leaf.name]
-        step = updates[leaf.name] / chart.measures[leaf.name]
+        step = updates[leaf.name] * chart.inverse_measure(leaf)
         new = jnp.where(chart.special[leaf.name], w * leaf.target.spread(ratios, w.ndim, 1), w + step)
-        new = new / leaf.source.spread(ratios, w.ndim, 1)
+        new = new * leaf.source.spread(inverse_ratios, w.ndim, 1)
         allocated[leaf.name] = jnp.where(chart.gauge[leaf.name], w, new)
     old = named_leaves(params)
     outside = {
@@ -246,13 +267,8 @@ def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths:
             along = jnp.where(shared[name], along, in_values[name] / b[name])
         a[name] = jnp.where(on_chart[name], _bounded(along), 1)
 
-    measures = {}
-    for leaf in graph.leaves:
-        rank = len(leaf.shape)
-        reference = leaf.target.spread(skeleton.in_reference, rank, 1)
-        measure = leaf.source.spread(a, rank, 1) * leaf.target.spread(b, rank, 1)
-        measures[leaf.name] = _bounded(measure / jnp.where(special[leaf.name], reference, 1), power=1.0)
-    return _Chart(a, b, shared, on_chart, special, through, gauge, measures)
+    b_special = {name: _bounded(b[name] / reference) for name, reference in skeleton.in_reference.items()}
+    return _Chart(a, b, b_special, in_values, shared, on_chart, special, through, gauge)
 
 
 def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edges: Edges) -> Units:
@@ -267,6 +283,8 @@ def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edge
 
 def _at_far_end(values: Units, mask: Array, near: UnitMap, far: UnitMap) -> dict[str, Array]:
     """For each unit at the near end the value of the unit, or the 1 of ground, at the far end of its masked edge."""
+    if not any(group.name in values for group in far.groups):
+        return {group.name: jnp.ones(group.size) for group in near.groups}
     return near.collect(jnp.where(mask, far.spread(values, mask.ndim, 1), 0))
 
 
@@ -282,10 +300,18 @@ def _sums_through(weights: dict[str, Array], grads: dict[str, Array], chart: _Ch
     return sums
 
 
-def _bounded(gauge: Array, power: float = 0.5) -> Array:
-    """Finite and nonzero, whatever the weights; at power 1/2 so is the product of two."""
+def _inverse(values: Units) -> Units:
+    return {name: 1 / value for name, value in values.items()}
+
+
+def _nonzero(divisor: Array) -> Array:
+    return jnp.where(divisor == 0, 1, divisor)
+
+
+def _bounded(gauge: Array) -> Array:
+    """Finite and nonzero, whatever the weights, and so is the product of two."""
     info = jnp.finfo(gauge.dtype)
-    size = jnp.clip(jnp.abs(gauge), info.tiny**power, info.max**power)
+    size = jnp.clip(jnp.abs(gauge), info.tiny**0.5, info.max**0.5)
     return jnp.where(gauge < 0, -size, size)
 
 

@@ -175,6 +175,8 @@ def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:
 
     A comparison with an iota: XLA fuses it into what reads it, and it shards, where an index would gather.
     """
+    if not edges:
+        return jnp.zeros(leaf.shape, bool)
     return _positions(leaf) == near.spread(edges, len(leaf.shape), -1)
 
 
