@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 
-def time_in_turns(
-    programs: Sequence[Callable[[], Any]], *, turns: int, calls: int = 1, seconds: float = float("inf")
-) -> np.ndarray:
+def time_in_turns(programs: Sequence[Callable[[], Any]], *, turns: int, seconds: float = float("inf")) -> np.ndarray:
     """Seconds a call, of shape (turns, programs): at most `turns`; after `seconds` none but the second begins."""
     for program in programs:
         jax.block_until_ready(program())
@@ -22,8 +20,6 @@ def time_in_turns(
         # Whoever comes later finds the others' data in the caches: they take turns at that too.
         for index in range(len(programs))[:: 1 if turn % 2 else -1]:
             begin = time.perf_counter()
-            for _ in range(calls):
-                result = programs[index]()
-            jax.block_until_ready(result)
-            times[turn, index] = (time.perf_counter() - begin) / calls
+            jax.block_until_ready(programs[index]())
+            times[turn, index] = time.perf_counter() - begin
     return times

@@ -14,6 +14,9 @@ from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shi
 from .statistics import Statistics, is_statistic
 from .tables import PATH_RULES
 
+# Steps of one example are short: on a CPU, with 100 units, kappa takes a quarter less time so, and no less with 8.
+_UNROLL = 4
+
 Step = Callable[[Sequence[Value], Any], tuple[Sequence[Value], Any]]
 
 
@@ -68,8 +71,8 @@ class PathNetwork(Interpreter[Value]):
         self, eqn: JaxprEqn, step: Step, consts: Sequence[Value], carry: Sequence[Value], slices: Sequence[Any]
     ) -> tuple[Sequence[Value], Sequence[Any]]:
         """The last carried values and the stacked outputs of a scan's step, which closes over `consts`."""
-        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-        return lax.scan(step, carry, slices, **options)
+        length, reverse = eqn.params["length"], eqn.params["reverse"]
+        return lax.scan(step, carry, slices, length, reverse, unroll=min(length, _UNROLL) or 1)
 
     def powered(self, raw: Any) -> Array:
         """|raw|^p."""

@@ -42,6 +42,6 @@ def test_impossible_options_are_named(changes, message):
 def test_programs_take_turns_until_the_time_is_over():
     called = []
     programs = [lambda: called.append("a"), lambda: called.append("b")]
-    assert time_in_turns(programs, turns=3, calls=2).shape == (3, 2)
-    assert "".join(called) == "ab" + "bbaa" + "aabb" + "bbaa"
+    assert time_in_turns(programs, turns=3).shape == (3, 2)
+    assert "".join(called) == "ab" + "ba" + "ab" + "ba"
     assert time_in_turns(programs, turns=9, seconds=0).shape == (2, 2)
