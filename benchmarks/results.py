@@ -210,7 +210,7 @@ def _cell(runs: Sequence[Run], quantity: Quantity) -> str:
     failed = [outcome for outcome in outcomes if outcome != "trained"]
     if len(failed) == len(runs):
         return "diverged" if "diverged" in failed else "at chance"
-    mean, error = mean_and_error([run.test_error[-1] for run in runs])
+    mean, error = mean_and_error([run.test_error[-1] for run in runs if run.outcome(quantity) != "diverged"])
     counts = "".join(f"\n{failed.count(kind)} {kind}" for kind in ("diverged", "at chance") if kind in failed)
     return f"{100 * mean:.2f} ± {100 * error:.2f}{counts}"
 

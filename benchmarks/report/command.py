@@ -13,7 +13,7 @@ from benchmarks.report import figures
 from benchmarks.report.comparison import differences, published
 from benchmarks.report.document import PaperPicture, Picture, markdown
 from benchmarks.report.page import page
-from benchmarks.report.reading import Sweep, read_ratios, read_step_times, read_sweeps
+from benchmarks.report.reading import Sweep, read_measurements, read_sweeps
 from benchmarks.results import values_of
 
 
@@ -21,7 +21,7 @@ from benchmarks.results import values_of
 class Report:
     """Write what all runs in a folder of results amount to, beside what the papers report.
 
-    Reads each `runs.jsonl` below the folder, and `kappa/ratios.json` and `overhead/times.json` where they are there.
+    Reads each `runs.jsonl` below the folder, and what kappa, overhead and sweep-time have left there.
     Writes `report.md`, the same as `report.html` with its pictures inside, and the pictures.
     """
 
@@ -33,11 +33,10 @@ class Report:
     def run(self) -> None:
         """Read the results, draw the pictures, write the report and name its files."""
         sweeps = read_sweeps(self.results)
-        ratios = read_ratios(self.results / "kappa" / "ratios.json")
-        step_times = read_step_times(self.results / "overhead" / "times.json")
+        measurements = read_measurements(self.results)
         self.output.mkdir(parents=True, exist_ok=True)
         pictures = {sweep.folder: self._pictures(sweep) for sweep in track(sweeps, description="Drawing")}
-        text = markdown(sweeps, pictures, self._redrawn(sweeps), ratios, step_times)
+        text = markdown(sweeps, pictures, self._redrawn(sweeps), measurements)
         files = {self.output / "report.md": text, self.output / "report.html": page(text, self.output)}
         for file, content in files.items():
             file.write_text(content, encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.papers import OVERHEADS, PATH_SGD, PATH_SPACE
 from benchmarks.report.comparison import Row, best_row, differences, mean_ratio, published, rows, verdicts, with_unit
-from benchmarks.report.reading import Ratios, StepTime, Sweep
+from benchmarks.report.reading import GridTime, Measurements, Ratios, StepTime, Sweep
 
 _INTRODUCTION = """\
 Test errors are those after the last epoch, as mean ± standard error over the seeds, at the learning rate (lr) with the
@@ -45,8 +45,7 @@ def markdown(
     sweeps: Sequence[Sweep],
     pictures: Mapping[Path, Sequence[Picture]],
     redrawn: Sequence[PaperPicture],
-    ratios: Sequence[Ratios],
-    step_times: Sequence[StepTime],
+    measurements: Measurements,
 ) -> str:
     """The whole report; `pictures` are by the folders of the sweeps."""
     slugs = slugs_of([sweep.experiment.title for sweep in sweeps], taken=["Benchmark report", "Overview"])
@@ -57,10 +56,12 @@ def markdown(
         parts.append("## Figures of the papers, drawn with these runs")
     for each in redrawn:
         parts += [f"### {escape(each.title)}", f"After: *{escape(each.paper)}*.", _image(each.picture)]
-    if ratios:
-        parts += _kappa(ratios)
-    if step_times:
-        parts += _step_times(step_times)
+    if measurements.kappa_ratios:
+        parts += _kappa(measurements.kappa_ratios)
+    if measurements.step_times:
+        parts += _step_times(measurements.step_times)
+    if measurements.grid_times:
+        parts += _grid_times(measurements.grid_times)
     return "\n\n".join(parts) + "\n"
 
 
@@ -205,6 +206,20 @@ def _step_times(step_times: Sequence[StepTime]) -> list[str]:
         f"The paper's are ratios to SGD of the times of an epoch on a GPU: *{PATH_SPACE}*, Table 6. "
         "On other devices they are not comparable.",
         _table(["network", "optimiser", "ms a step", "ratio", "paper"], lines, numbers=2),
+    ]
+
+
+def _grid_times(grid_times: Sequence[GridTime]) -> list[str]:
+    lines = []
+    for each in grid_times:
+        lower, upper = each.quartiles
+        name, ratio = OPTIMIZERS[each.optimizer].label, f"{each.ratio:.2f} ({lower:.2f} to {upper:.2f})"
+        lines.append([escape(each.problem), name, f"{each.runs}", ratio])
+    return [
+        "## What a grid of runs costs side by side",
+        "Ratios are of the time of an epoch of all runs in one program to that of one run after the other, "
+        "with quartiles over turns.",
+        _table(["problem", "optimiser", "runs", "ratio"], lines, numbers=2),
     ]
 
 

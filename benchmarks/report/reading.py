@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -60,6 +60,24 @@ class StepTime(msgspec.Struct, frozen=True):
     seconds: float
     ratio: float
     quartiles: tuple[float, float]
+
+
+class GridTime(msgspec.Struct, frozen=True):
+    """The time of a grid of runs side by side in one program, as a ratio to that of one run after the other."""
+
+    problem: str
+    optimizer: str
+    runs: int
+    ratio: float
+    quartiles: tuple[float, float]
+
+
+class Measurements(NamedTuple):
+    """What tasks measure that train nothing; empty where nothing has been measured."""
+
+    kappa_ratios: list[Ratios]
+    step_times: list[StepTime]
+    grid_times: list[GridTime]
 
 
 _Curve = Annotated[list[float | None], msgspec.Meta(min_length=1)]
@@ -118,14 +136,21 @@ def read_sweeps(results: Path) -> list[Sweep]:
     return [_sweep(path, path.parent.relative_to(results)) for path in paths]
 
 
-def read_ratios(path: Path) -> list[Ratios]:
-    """Read the ratios of kappa's terms; none if there is no such file. Raises ResultsError for other contents."""
-    return _decoded(path.read_bytes(), list[Ratios], f"{path}") if path.exists() else []
+def read_measurements(results: Path) -> Measurements:
+    """Read what `kappa`, `overhead` and `sweep-time` have left in a folder.
+
+    Raises:
+      ResultsError: a file is not as they write it.
+    """
+    return Measurements(
+        _listed(results / "kappa" / "ratios.json", Ratios),
+        _listed(results / "overhead" / "times.json", StepTime),
+        _listed(results / "sweep-time" / "ratios.json", GridTime),
+    )
 
 
-def read_step_times(path: Path) -> list[StepTime]:
-    """Read the times of steps; none if there is no such file. Raises ResultsError for other contents."""
-    return _decoded(path.read_bytes(), list[StepTime], f"{path}") if path.exists() else []
+def _listed(path: Path, kind: type[_Content]) -> list[_Content]:
+    return _decoded(path.read_bytes(), list[kind], f"{path}") if path.exists() else []  # type: ignore[valid-type]
 
 
 def _sweep(path: Path, folder: Path) -> Sweep:

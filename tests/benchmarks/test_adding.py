@@ -1,7 +1,5 @@
 """The adding problem."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from numpy.testing import assert_allclose
 
 from benchmarks.adding import PRESETS, Adding, examples
 from benchmarks.optimizers import OPTIMIZERS
+from tests.benchmarks.recorded import recorded_runs
 
 
 def test_targets_are_sums_of_two_marked_numbers_one_in_each_half():
@@ -25,7 +24,7 @@ def test_command_learns_and_leaves_its_results(tmp_path, capsys):
     rates = {"sgd_learning_rates": (0.3,), "path_sgd_learning_rates": (0.01,)}
     Adding(lengths=(4,), steps=1000, seeds=1, hidden=8, output=tmp_path, **rates).run()
     output = capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "4" / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(tmp_path / "4" / "runs.jsonl")
     assert {line["optimizer"] for line in lines} == {"clipped_sgd", "bounded_path_sgd"}
     for line in lines:
         assert line["settings"]["length"] == 4

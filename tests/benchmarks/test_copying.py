@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 
 import jax
@@ -13,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from benchmarks.copying import KINDS, PRESETS, Copying, CopyingProblem, _model, examples
 from benchmarks.optimizers import OPTIMIZERS
+from tests.benchmarks.recorded import recorded_runs
 
 BLANK, RUN = 8, 9
 
@@ -99,7 +99,7 @@ def test_command_learns_and_leaves_its_results(tmp_path, capsys):
     ).run()
     output = capsys.readouterr().out
     folder = tmp_path / "fixed-1" / "low-rank-diagonal-gru"
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(folder / "runs.jsonl")
     assert [line["optimizer"] for line in lines] == ["rmsprop", "g_rmsprop"]
     for line in lines:
         assert line["experiment"]["variant"] == "fixed, lag 1"

@@ -13,6 +13,7 @@ from benchmarks import mnist as mnist_module
 from benchmarks.data import Examples, Images
 from benchmarks.highway import PRESETS, Highway, HighwayProblem, _model
 from benchmarks.optimizers import OPTIMIZERS
+from tests.benchmarks.recorded import recorded_runs
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_command_learns_and_leaves_its_results(images, tmp_path, capsys):
     ).run()
     output = capsys.readouterr().out
     folder = tmp_path / "full"
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(folder / "runs.jsonl")
     assert [line["optimizer"] for line in lines] == ["g_adam"]
     for line in lines:
         assert line["experiment"]["variant"] == "full matrices"

@@ -1,6 +1,5 @@
 """Language models."""
 
-import json
 import os
 
 import jax
@@ -16,6 +15,7 @@ from benchmarks.data import Text
 from benchmarks.language_modelling import PRESETS, LanguageModelling, NextToken, quality, unigram_cross_entropy
 from benchmarks.language_models import NETWORKS, Carrying
 from pathspace.models import ResetAfterGRUCell
+from tests.benchmarks.recorded import recorded_runs
 
 VOCABULARY = 5
 TOYS = {
@@ -83,7 +83,7 @@ def test_command_learns_and_leaves_its_results(network, optimizers, of_words, to
     )
     task.run()
     output = capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / dataset / network / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(tmp_path / dataset / network / "runs.jsonl")
     assert [line["optimizer"] for line in lines] == list(optimizers)
     unit = "perplexity" if of_words else "bits per character"
     for line in lines:
@@ -207,6 +207,6 @@ def test_real_characters_are_learnt(tmp_path):
         epochs=2, train_tokens=100_000, evaluated_tokens=10_000, sgd_learning_rates=(5.0,), output=tmp_path
     )
     task.run()
-    lines = [json.loads(line) for line in (tmp_path / "ptb_char/relu-2x200/runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(tmp_path / "ptb_char/relu-2x200/runs.jsonl")
     for line in lines:
         assert line["test_error"][-1] < 0.9 * line["experiment"]["quantity"]["by_chance"]

@@ -1,7 +1,6 @@
 """Recurrent convolutional networks on images."""
 
 import functools
-import json
 import os
 
 import jax
@@ -15,6 +14,7 @@ from benchmarks import rcnn
 from benchmarks.data import Images
 from benchmarks.rcnn import PRESETS, ImageClassification, Rcnn, load
 from pathspace.models import RCNN
+from tests.benchmarks.recorded import recorded_runs
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_command_learns_and_leaves_its_results(graph, optimizers, toy_images, sm
     )
     task.run()
     output = capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "mnist" / "4" / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(tmp_path / "mnist" / "4" / "runs.jsonl")
     assert [line["optimizer"] for line in lines] == list(optimizers)
     for line in lines:
         assert line["test_error"][-1] < 0.2
@@ -162,6 +162,6 @@ def test_impossible_options_are_named(changes):
 @pytest.mark.skipif("PATHSPACE_DATA" not in os.environ, reason="needs $PATHSPACE_DATA")
 def test_real_digits_are_learnt(tmp_path):
     Rcnn(train_examples=3000, maps=(8,), momentum_learning_rates=(0.015,), output=tmp_path).run()
-    lines = [json.loads(line) for line in (tmp_path / "mnist" / "8" / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(tmp_path / "mnist" / "8" / "runs.jsonl")
     for line in lines:
         assert line["test_error"][-1] < 0.3

@@ -13,7 +13,7 @@ from benchmarks.report import Report, ResultsError
 from benchmarks.report.comparison import differences, rows, verdicts
 from benchmarks.report.document import escape, slugs_of
 from benchmarks.report.page import page
-from benchmarks.report.reading import read_step_times, read_sweeps
+from benchmarks.report.reading import read_measurements, read_sweeps
 from benchmarks.results import Experiment, Quantity, Run, write_json_lines
 
 PERCENT = Quantity("test error", "%", by_chance=0.9)
@@ -86,6 +86,9 @@ def report(tmp_path_factory):
     time = {"row": "smnist-28", "optimizer": "g_sgd", "seconds": 0.0025, "ratio": 1.07, "quartiles": [1.05, 1.1]}
     times = [time, time | {"optimizer": "path_sgd_10"}]
     (results / "overhead" / "times.json").write_text(json.dumps(times))
+    (results / "sweep-time").mkdir()
+    grid = {"problem": "digits", "optimizer": "sgd", "runs": 24, "ratio": 0.41, "quartiles": [0.4, 0.432]}
+    (results / "sweep-time" / "ratios.json").write_text(json.dumps([grid]))
     output = results / "report"
     Report(results, output).run()
     return (output / "report.md").read_text(), (output / "report.html").read_text(), output
@@ -143,12 +146,13 @@ def test_facts_of_the_runs_are_given(report):
     assert "Runs: 3, 1 seed, epochs: 2" in section(report[0], "Length 28", which=1)
 
 
-def test_kappa_and_step_times_are_tables(report):
+def test_measurements_are_tables(report):
     text = report[0]
     assert "| T = 10 | 0.6 ± 0.1 | \N{EN DASH} |" in text
     assert "| T = 20 | \N{EN DASH} | 0.25 |" in text
     assert "| smnist-28 | G-SGD | 2.500 | 1.070 (1.050 to 1.100) | 1.08 |" in text
     assert "| smnist-28 | path\\_sgd\\_10 | 2.500 |" in text
+    assert "| digits | SGD | 24 | 0.41 (0.40 to 0.43) |" in text
 
 
 def test_pictures_are_drawn_named_and_inlined(report):
@@ -195,7 +199,7 @@ def test_page_is_well_formed_and_refers_to_nothing_outside(report):
     assert len(anchors) == 3
     assert len(checker.ids) == len(set(checker.ids))
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in checker.addresses)
-    assert checker.tags.count("table") == 6
+    assert checker.tags.count("table") == 7
 
 
 def test_notes_are_shown_as_they_are(report):
@@ -322,11 +326,12 @@ def test_folder_without_results_is_an_error(tmp_path):
         Report(tmp_path).run()
 
 
-def test_broken_step_times_are_named(tmp_path):
-    assert read_step_times(tmp_path / "times.json") == []
-    (tmp_path / "times.json").write_text('[{"row": "a"}]')
+def test_broken_measurements_are_named(tmp_path):
+    assert read_measurements(tmp_path) == ([], [], [])
+    (tmp_path / "overhead").mkdir()
+    (tmp_path / "overhead" / "times.json").write_text('[{"row": "a"}]')
     with pytest.raises(ResultsError, match=r"times.json: .* missing required field `optimizer`"):
-        read_step_times(tmp_path / "times.json")
+        read_measurements(tmp_path)
 
 
 def test_anchors_and_escapes():

@@ -17,6 +17,7 @@ from benchmarks.mnist import load_mnist
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.smnist import KINDS, PRESETS, ImageSequences, Model, SequentialMnist
 from benchmarks.training import split
+from tests.benchmarks.recorded import recorded_runs
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_command_learns_and_leaves_its_results(images, tmp_path, capsys):
     ).run()
     output = capsys.readouterr().out
     folder = tmp_path / "28-permuted" / "relu-16"
-    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    lines = recorded_runs(folder / "runs.jsonl")
     assert [line["optimizer"] for line in lines] == ["path_sgd", "g_adam"]
     for line in lines:
         assert line["experiment"]["variant"] == "length 28, permuted"
