@@ -20,7 +20,7 @@ from benchmarks.sweeps import grid
 from benchmarks.training import Configuration, Problem
 from pathspace.models import ReluRNN
 
-_STEPS_PER_EPOCH = 500
+_STEPS_PER_EPOCH = 1000
 _HELD_OUT = 1000
 
 
@@ -43,7 +43,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(7e-4,)),
+    "quick": Preset(lengths=(100,), steps=12_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(7e-4,)),
     "paper": Preset(
         lengths=(100, 400, 750),
         steps=400_000,
@@ -66,15 +66,15 @@ class Adding:
     the first term of kappa) has steps relative to the weights, and gradients clipped to norm 1, both in norms that
     rescaling does not change (`max_norm` and `ratio="weights"` of `pathspace.path_sgd`): no step is longer than the
     learning rate. Learning rates rise linearly in the first tenth of the steps, then fall to 0 as a cosine. Epochs are
-    of 500 steps.
+    of 1000 steps.
     """
 
     preset: Literal["quick", "paper"] = "quick"
-    """Sets what is not set below: two minutes on two cores, or the lengths of the paper for hours."""
+    """Sets what is not set below: two to three minutes on two cores, or the lengths of the paper for hours."""
     lengths: tuple[int, ...] | None = None
     """Lengths of the sequences."""
     steps: int | None = None
-    """Training steps, in multiples of 500."""
+    """Training steps, in multiples of 1000."""
     seeds: int | None = None
     """Runs of each setting; a seed sets the initial weights and the training examples."""
     sgd_learning_rates: tuple[float, ...] | None = None
@@ -148,7 +148,7 @@ class AddingProblem(Problem):
 
     @property
     def epochs(self) -> int:
-        """Epochs of 500 steps, for new examples never end."""
+        """Epochs of 1000 steps, for new examples never end."""
         return -(-self.steps // _STEPS_PER_EPOCH)
 
     def schedule(self, learning_rate: ArrayLike) -> optax.ScalarOrSchedule:
