@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from numpy.typing import ArrayLike
 
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import Quantity, Run, best_learning_rate, mean_and_error, select, values_of
@@ -38,7 +39,7 @@ class _Label(NamedTuple):
 
 
 def error_by_learning_rate(runs: Sequence[Run], quantity: Quantity, title: str, path: Path) -> None:
-    """Final test error against learning rate, mean and standard error over seeds."""
+    """Final test error against learning rate, mean and standard error over seeds; nothing where a run diverged."""
     with _panels(runs, quantity, f"{title}: {quantity.name} after training", "learning rate", path) as panels:
         families = list(dict.fromkeys(OPTIMIZERS[name].family for name in values_of(runs, "optimizer")))
         for rescale, axes in panels:
@@ -53,14 +54,13 @@ def error_by_learning_rate(runs: Sequence[Run], quantity: Quantity, title: str, 
                 axes.errorbar(rates, mean, yerr=error, marker="o", markersize=5, capsize=2.5, **_line(name))
                 # Families stand side by side on the axis: the names of the first go to its left.
                 first = len(families) > 1 and OPTIMIZERS[name].family == "adam"
-                end = 0 if first else -1
-                labels.append(_Label(name, rates[end], mean[end], "left" if first else "right"))
+                labels += _labels(name, rates, mean, "left" if first else "right")
             axes.margins(x=0.26)
             _write(labels, axes)
 
 
 def learning_curves(runs: Sequence[Run], quantity: Quantity, title: str, path: Path) -> None:
-    """Test error by epoch at the best learning rates, mean and standard error over seeds."""
+    """Test error by epoch at the best learning rates, mean and standard error over seeds, until a run diverges."""
     with _panels(runs, quantity, f"{title}: {quantity.name} at the best learning rate", "epoch", path) as panels:
         for rescale, axes in panels:
             _show_guessing(axes, quantity)
@@ -74,7 +74,7 @@ def learning_curves(runs: Sequence[Run], quantity: Quantity, title: str, path: P
                 axes.fill_between(
                     epochs, mean - error, mean + error, color=OPTIMIZERS[name].color, alpha=0.15, linewidth=0
                 )
-                labels.append(_Label(name, epochs[-1], mean[-1], "right"))
+                labels += _labels(name, epochs, mean, "right")
             axes.set_xlim(0, 1.17 * len(mean))
             _write(labels, axes)
 
@@ -122,6 +122,12 @@ def _line(optimizer: str) -> dict[str, Any]:
         "linewidth": 2.4 if strong else 1.8,
         "zorder": 3 if strong else 2,
     }
+
+
+def _labels(optimizer: str, xs: ArrayLike, ys: ArrayLike, side: str) -> list[_Label]:
+    """One at the outermost point on a side; none for a curve without points, all of whose runs have diverged."""
+    points = [(x, y) for x, y in zip(np.asarray(xs).tolist(), np.asarray(ys).tolist(), strict=True) if math.isfinite(y)]
+    return [_Label(optimizer, *points[0 if side == "left" else -1], side)] if points else []
 
 
 def _write(labels: Iterable[_Label], axes: Axes) -> None:

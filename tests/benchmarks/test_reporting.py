@@ -1,10 +1,11 @@
 """What every task shows and leaves behind."""
 
+import dataclasses
 import json
 
 import pytest
 
-from benchmarks import reporting
+from benchmarks import plots, reporting
 from benchmarks.options import Work
 from benchmarks.reporting import train_and_show
 from benchmarks.results import Experiment, Quantity, Run
@@ -48,6 +49,20 @@ def test_progress_tables_notes_and_files(tmp_path, monkeypatch, capsys):
     assert first["settings"] == {"hidden": 3}
     assert first["test_error"] == [0.5, None]
     assert {path.name for path in tmp_path.iterdir()} == {"runs.jsonl", "learning_curves.png"}
+
+
+def test_curves_are_named_where_they_end():
+    nan = float("nan")
+    assert plots._labels("sgd", [1, 2, 3], [0.5, 0.25, nan], "right") == [("sgd", 2, 0.25, "right")]
+    assert plots._labels("sgd", [1, 2, 3], [0.5, 0.25, nan], "left") == [("sgd", 1, 0.5, "left")]
+    assert plots._labels("sgd", [1], [nan], "left") == []
+
+
+def test_curve_of_diverged_runs_alone_is_drawn_without_warnings(tmp_path, monkeypatch, recwarn):
+    diverged = [dataclasses.replace(run, test_error=[float("nan")] * 2) for run in RUNS]
+    plots.learning_curves(diverged, EXPERIMENT.quantity, "Some task", tmp_path / "curves.png")
+    plots.error_by_learning_rate(diverged, EXPERIMENT.quantity, "Some task", tmp_path / "rates.png")
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
