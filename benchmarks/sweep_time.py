@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
@@ -19,6 +18,7 @@ from benchmarks import training
 from benchmarks.data import Examples, digit_rows
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.options import check_distinct, check_positive
+from benchmarks.placement import Placement
 from benchmarks.sweeps import grid
 from benchmarks.timing import time_in_turns
 from benchmarks.training import Classification
@@ -31,7 +31,8 @@ _Problem = Literal["digits", "smnist-28"]
 class SweepTime:
     """Time an epoch of a grid of runs, mapped into one program, and of as many single runs of one compiled program.
 
-    Both are on one device. Networks are ReLU RNNs of 100 units; smnist-28 has 20 batches of 64 random images.
+    A grid is spread over all devices, as in a task; a single run has one of them. Networks are ReLU RNNs of 100 units;
+    smnist-28 has 20 batches of 64 random images.
     """
 
     problems: tuple[_Problem, ...] = ("digits", "smnist-28")
@@ -41,7 +42,7 @@ class SweepTime:
     learning_rates: int = 4
     """Learning rates of the grid."""
     seeds: int = 6
-    """Seeds of the grid."""
+    """Seeds of the grid, whose runs all devices share evenly."""
     turns: int = 5
     """How often the grid and the single runs take turns."""
     output: Path = Path("results/sweep-time")
@@ -50,6 +51,11 @@ class SweepTime:
     def __post_init__(self) -> None:
         check_positive(self, "learning_rates", "seeds", "turns")
         check_distinct(self, "problems", "optimizers")
+        if self.learning_rates * self.seeds % jax.device_count():
+            raise ValueError(
+                f"expected a grid of runs that {jax.device_count()} devices share evenly, "
+                f"got {self.learning_rates} learning rates and {self.seeds} seeds"
+            )
 
     def run(self) -> None:
         """Measure, print a table, and write it."""
@@ -80,21 +86,23 @@ class SweepTime:
         start = functools.partial(training.start, problem, OPTIMIZERS[optimizer])
         train = functools.partial(training.train, problem, OPTIMIZERS[optimizer], lambda batches: batches)
         states = jax.jit(jax.vmap(lambda each: start(each, *initial(each))))(configurations)
-        data = jax.tree.map(jnp.asarray, problem.data)
         one = jax.jit(train)
         many = jax.jit(jax.vmap(train, in_axes=(0, 0, None, None)))
-        runs = [
-            jax.tree.map(lambda leaf, i=i: leaf[i], (configurations, states)) for i in range(len(configurations.seed))
-        ]
-        epoch = jnp.arange(1)
+        count, epoch = len(configurations.seed), np.arange(1)
+        data = jax.device_put(problem.data)
+        runs = [jax.tree.map(lambda leaf, i=i: leaf[i], (configurations, states)) for i in range(count)]
+        placement = Placement()
+        (spread,) = placement.chunks(configurations, 1)
+        spread_states = jax.device_put(states, placement.runs)
+        data_everywhere = jax.device_put(problem.data, placement.everywhere)
         return [
             lambda: [one(*run, data, epoch) for run in runs],
-            lambda: many(configurations, states, data, epoch),
+            lambda: many(spread, spread_states, data_everywhere, epoch),
         ]
 
 
 def _digits() -> Classification:
-    return Classification(make_model=_model(8), data=digit_rows()[:3], batch_size=32)
+    return Classification(make_model=_model(8, unroll=8), data=digit_rows()[:3], batch_size=32)
 
 
 def _sequential_images() -> Classification:
@@ -106,8 +114,8 @@ def _sequential_images() -> Classification:
     return Classification(make_model=_model(28), data=(examples(20 * 64), examples(64), examples(64)), batch_size=64)
 
 
-def _model(features: int) -> Callable[[nnx.Rngs], ReluRNN]:
-    return lambda rngs: ReluRNN(features, (100,), 10, rngs=rngs)
+def _model(features: int, unroll: int = 1) -> Callable[[nnx.Rngs], ReluRNN]:
+    return lambda rngs: ReluRNN(features, (100,), 10, unroll=unroll, rngs=rngs)
 
 
 _PROBLEMS: dict[_Problem, Callable[[], Classification]] = {"digits": _digits, "smnist-28": _sequential_images}

@@ -20,3 +20,9 @@ def test_table_and_file(tmp_path, capsys):
 def test_impossible_options_are_named(changes):
     with pytest.raises(ValueError, match=f"expected {next(iter(changes))}"):
         SweepTime(**changes)
+
+
+def test_grid_that_devices_cannot_share_is_named(monkeypatch):
+    monkeypatch.setattr("jax.device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"expected a grid of runs that 2 devices share evenly, got 3 .* and 1 seeds"):
+        SweepTime(learning_rates=3, seeds=1)
