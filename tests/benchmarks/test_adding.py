@@ -22,7 +22,7 @@ def test_targets_are_sums_of_two_marked_numbers_one_in_each_half():
 
 def test_command_learns_and_leaves_its_results(tmp_path, capsys):
     rates = {"sgd_learning_rates": (0.3,), "path_sgd_learning_rates": (0.01,)}
-    Adding(lengths=(4,), steps=1000, seeds=1, hidden=8, output=tmp_path, **rates).run()
+    Adding(lengths=(4,), steps=2000, seeds=1, hidden=8, output=tmp_path, **rates).run()
     output = capsys.readouterr().out
     lines = recorded_runs(tmp_path / "4" / "runs.jsonl")
     assert {line["optimizer"] for line in lines} == {"clipped_sgd", "bounded_path_sgd"}
