@@ -97,11 +97,11 @@ def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
       A tree of the same type, shapes and dtypes.
 
     >>> from pathspace import ReductionGraph, choose_skeleton
-    >>> params = {"hidden": {"kernel": jnp.array([[2.0], [3.0]])}, "out": {"kernel": jnp.array([[5.0, 7.0]])}}
+    >>> params = {"hidden": {"kernel": jnp.array([[2.0], [4.0]])}, "out": {"kernel": jnp.array([[5.0, 7.0]])}}
     >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
     >>> skeleton = choose_skeleton(graph, params, reference=None)
     >>> from_basis_paths(basis_paths(params, skeleton), skeleton)["hidden"]["kernel"].tolist()
-    [[2.0], [3.0]]
+    [[2.0], [4.0]]
     """
     values = skeleton.graph.weights(paths)
     chart = _chart_at(values, skeleton, values_are_paths=True)
