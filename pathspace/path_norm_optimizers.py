@@ -188,6 +188,6 @@ def _quotient(dividend: ArrayLike, divisor: Array) -> Array:
     return jnp.where(divisor > 0, dividend / jnp.where(divisor > 0, divisor, 1), 1)
 
 
-def _wide_zeros(leaf: Array) -> Array:
+def _wide_zeros(leaf: Array | jax.ShapeDtypeStruct) -> Array:
     dtype = jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.float32
-    return jnp.zeros(leaf.shape, dtype)
+    return jnp.zeros_like(leaf, dtype)

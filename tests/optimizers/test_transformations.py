@@ -1,4 +1,4 @@
-"""The optimisers under JAX's transformations, schedules, and what they compile to."""
+"""The optimisers under JAX's transformations, and what they compile to."""
 
 import chex
 import jax
@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from pathspace import choose_skeleton, g_adam, g_sgd
 from tests.architectures import CNN, MLP, RNN
 from tests.compiled import choose
-from tests.optimizers.cases import OPTIMIZERS, assert_trees_close, float32, optimizers, steps
+from tests.optimizers.cases import OPTIMIZERS, float32, optimizers, steps
 
 
 @optimizers
@@ -30,24 +30,6 @@ def test_compiles_once(make):
     state = optimizer.init(params)
     for _ in range(3):
         params, state = step(params, state)
-
-
-@optimizers
-def test_schedules(make):
-    """Steps at scheduled learning rates equal steps of `inject_hyperparams` whose learning rate is set before each."""
-    network = MLP((2, 3, 2))
-    params = float32(network.parameters(0))
-    skeleton = choose(network.graph, params)
-    rates = jnp.array([0.1, 0.01, 0.05])
-    scheduled = steps(make(lambda count: rates[count], skeleton), params)
-    injectable = optax.inject_hyperparams(make, static_args=["skeleton", "max_ratio"])
-    injected = injectable(learning_rate=0.0, skeleton=skeleton)
-    state = injected.init(params)
-    for rate, expected in zip(rates, scheduled, strict=True):
-        state.hyperparams["learning_rate"] = rate
-        updates, state = injected.update(jax.tree.map(jnp.cos, params), state, params)
-        params = optax.apply_updates(params, updates)
-        assert_trees_close(updates, expected, 1e-5)
 
 
 @pytest.mark.parametrize("make", [OPTIMIZERS["g_sgd, momentum"], OPTIMIZERS["g_adam, weight decay"]])
