@@ -7,6 +7,7 @@ from .basis import (
     weight_allocation as weight_allocation,
 )
 from .graph import ReductionGraph as ReductionGraph
+from .invariance import invariance_error as invariance_error
 from .kappa import path_kappa as path_kappa
 from .norms import (
     basis_path_norm as basis_path_norm,

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf
 from .rescaling import Units, add_units
+from .sharding import in_auto_mode
 from .skeleton import Edges, Skeleton, edge_mask, in_mask, out_mask
-from .trees import named_leaves, replace_leaves
+from .trees import as_arrays, check_alike, named_leaves, replace_leaves
 from .units import UnitMap
 
 # Measured by 4-fold cross-validation on the digits benchmark without its test data, among 1.1, 1.2, 1.3, 1.5 and 2: at
@@ -55,6 +56,7 @@ class _Chart(NamedTuple):
         )
 
 
+@in_auto_mode(like="params")
 def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
     """The basis-path values q_e = w_e m_e, laid out like the parameters.
 
@@ -88,6 +90,7 @@ def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
     return _in_tree(params, paths, weights)
 
 
+@in_auto_mode(like="paths")
 def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
     """The weights w_e = q_e / m_e that have the given basis-path values: the inverse of `basis_paths`.
 
@@ -112,6 +115,7 @@ def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
     return _in_tree(paths, weights, values)
 
 
+@in_auto_mode(like="grads")
 def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyTree:
     """The gradient with respect to basis-path values, from the gradient G with respect to weights.
 
@@ -182,7 +186,7 @@ def weight_allocation(
       saturated.
 
     Raises:
-      ValueError: a tree does not match the skeleton's graph; `max_ratio` is not above 1.
+      ValueError: a tree does not match the skeleton's graph, or the other tree; `max_ratio` is not above 1.
 
     Source: path space for ReLU RNNs, Algorithm 2 lines 8 to 10 and equations 8 to 12. The limit is ours.
 
@@ -198,6 +202,7 @@ def weight_allocation(
     return allocate(params, path_updates, skeleton, max_ratio)[0]
 
 
+@in_auto_mode(like=("params", None))
 def allocate(
     params: PyTree, path_updates: PyTree, skeleton: Skeleton, max_ratio: float
 ) -> tuple[PyTree, Int[Array, ""]]:
@@ -206,6 +211,8 @@ def allocate(
         raise ValueError(f"max_ratio limits an update ratio around 1 and must be above 1, got {max_ratio}.")
     graph = skeleton.graph
     weights, updates = graph.weights(params), graph.weights(path_updates)
+    params, path_updates = as_arrays(params, numbers=True), as_arrays(path_updates, numbers=True)
+    check_alike(path_updates, params, "the updates")
     chart = _chart_at(weights, skeleton)
     ratios: Units = {}
     limited = jnp.zeros((), jnp.int32)

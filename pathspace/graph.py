@@ -5,12 +5,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .trees import named_leaves
+from .trees import as_array, named_leaves
 from .units import GROUND, Group, UnitMap
 
 
@@ -41,7 +42,7 @@ class Leaf:
         else:
             outside = np.sum(self.grounded(self.source)) * np.sum(self.grounded(self.target))
         mapped = math.prod(self.shape[i] for i in {*self.source.axes, *self.target.axes})
-        return math.prod(self.shape) // mapped * (mapped - int(outside))
+        return math.prod(self.shape) // max(mapped, 1) * (mapped - int(outside))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +98,20 @@ class ReductionGraph:
             outside the graph.
 
         Raises:
-          ValueError: an unknown leaf name; a leaf with too few axes; a group that has different sizes on two leaves;
-            a group that nothing flows into or out of, or that only cycles connect to ground.
+          ValueError: an unknown leaf name; edges that are no pair; a leaf with too few axes; a group without units, or
+            that has different sizes on two leaves; a group that nothing flows into or out of, or that only cycles
+            connect to ground.
 
         >>> params = {"kernel": np.ones((3, 4))}
         >>> ReductionGraph.from_edges(params, {"kernel": (None, "hidden")})
         Traceback (most recent call last):
         ValueError: nothing flows out of group 'hidden': name the leaf that reads its units, or leave the group out.
         """
-        shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in named_leaves(params).items()}
+        shapes = {name: np.shape(leaf) for name, leaf in named_leaves(params).items()}
         if unknown := [name for name in edges if name not in shapes]:
-            raise ValueError(f"edges name the leaves {unknown}, but params have only {list(shapes)}.")
+            raise ValueError(
+                f"edges name the leaves {unknown}, but params have only {list(shapes)}: name leaves as they are there."
+            )
         seen: dict[str, tuple[int, str]] = {}
 
         def along(name: str, axis: int, group: str | None) -> UnitMap:
@@ -116,6 +120,11 @@ class ReductionGraph:
             if group is None:
                 return UnitMap.ground((size,), (axis,))
             expected, where = seen.setdefault(group, (size, f"axis {axis} of {name!r}"))
+            if not size:
+                raise ValueError(
+                    f"group {group!r} has no units on axis {axis} of {name!r} of shape {shapes[name]}, expected one or "
+                    "more: leave the group out."
+                )
             if size != expected:
                 raise ValueError(
                     f"group {group!r} has {expected} units on {where}, but {size} on axis {axis} of {name!r}: "
@@ -124,7 +133,8 @@ class ReductionGraph:
             return UnitMap.along(axis, Group(group, size))
 
         leaves = []
-        for name, (source, target) in edges.items():
+        for name, pair in edges.items():
+            source, target = _source_and_target(name, pair)
             if source is None and target is None:
                 continue
             rank = len(shapes[name])
@@ -172,14 +182,17 @@ class ReductionGraph:
         """The leaves of the graph by name, in float32 or wider.
 
         Raises:
-          ValueError: a leaf that is missing, not real floating point, or of another shape than the graph's.
+          ValueError: a leaf that is missing, no array, not real floating point, or of another shape than the graph's.
         """
         leaves = named_leaves(params)
         if missing := [leaf.name for leaf in self.leaves if leaf.name not in leaves]:
-            raise ValueError(f"the tree lacks the leaves {missing} of the graph; it has {list(leaves)}.")
+            raise ValueError(
+                f"the tree lacks the leaves {missing} of the graph; it has {list(leaves)}: "
+                "build the graph from parameters of the model in use."
+            )
         weights = {}
         for leaf in self.leaves:
-            value = jnp.asarray(leaves[leaf.name])
+            value = as_array(leaf.name, leaves[leaf.name])
             if value.shape != leaf.shape:
                 raise ValueError(
                     f"leaf {leaf.name!r} has shape {leaf.shape} in the graph, but {value.shape} in this tree: "
@@ -247,6 +260,17 @@ class ReductionGraph:
         return "\n".join(lines)
 
 
+def _source_and_target(name: str, pair: Any) -> tuple[str | None, str | None]:
+    # A name of two letters can be unpacked as well.
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(
+            f"the edges of leaf {name!r} are {pair!r}, expected a pair: name its source and its target, or None for "
+            "ground."
+        )
+    source, target = pair
+    return source, target
+
+
 def _table(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
     first, second, third, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [f"{a:{first}}  {b:>{second}}  {c:{third}}  {d}" for a, b, c, d in rows]
@@ -278,6 +302,8 @@ def skeleton_chain(groups: Sequence[Group], leaves: Sequence[Leaf], near: str, f
 
 def _connects(leaf: Leaf, near: UnitMap, far: UnitMap, group: Group, settled: Collection[str]) -> bool:
     """Whether each unit of the group has an edge in the leaf whose far end is ground or settled."""
+    if 0 in leaf.shape:
+        return False
     open_end = np.asarray((far.index == GROUND) | far.lies_in(settled))
     reached = near.index
     if set(near.axes) & set(far.axes):
@@ -294,7 +320,7 @@ def _raise_disconnected(groups: list[Group], leaves: tuple[Leaf, ...], near: str
     flow, remedy = ("into", "feeds") if near == "target" else ("out of", "reads")
     for group in groups:
         touched: set[int] = set()
-        for end in (getattr(leaf, near) for leaf in leaves):
+        for end in (getattr(leaf, near) for leaf in leaves if 0 not in leaf.shape):
             if group in end.groups:
                 touched |= set((end.index.ravel() - end.offsets[group.name]).tolist())
         missing = group.size - len(touched & set(range(group.size)))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .tracing.path_evaluation import Powers, TracedPaths, is_weight
 from .tracing.recurrences import Exposure, Recurrence, RecurrentNetwork, passed_repeatedly, recurrence
+from .trees import as_arrays
 
 _BATCH = 64  # how many columns or vectors are worked on at once: more of them need more memory
 
@@ -68,7 +69,7 @@ def path_kappa(
     [[9.0, 16.0]]
     """
     _check_probes(second_term, num_probes, key)
-    wide = jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)) if is_weight(leaf) else leaf, params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)) if is_weight(leaf) else leaf, as_arrays(params))
     traced = TracedPaths(fn, jax.lax.stop_gradient(wide), inputs, 2, frozen)
     squares = traced.powers(jax.tree.leaves(wide))
 
@@ -77,7 +78,7 @@ def path_kappa(
     if second_term:
         probe_keys = None if key is None or num_probes is None else jax.random.split(key, num_probes)
         repeated = passed_repeatedly(traced.jaxpr)
-        for place in (place for place in squares if repeated[place]):
+        for place in (place for place in squares if repeated[place] and squares[place].size):
             if place in flows and flows[place].steps_are_alike:
                 diagonal = _recurrent_diagonal(traced, squares, place, flows[place])
             elif probe_keys is not None:

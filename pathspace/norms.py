@@ -1,6 +1,7 @@
 """Path-norms of traced networks."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .basis import basis_paths
 from .skeleton import Skeleton, in_mask, out_mask
 from .tracing.path_evaluation import TracedPaths, is_weight
+from .trees import as_arrays, check_alike
 
 
 def path_network(
@@ -41,8 +43,9 @@ def path_network(
       frozen: give a batch of one.
 
     Raises:
-      ValueError: the function computes something that is not positively homogeneous: the message names it and where; a
-        frozen scope does not exist or lies in a loop.
+      ValueError: `p` is not positive and finite; a parameter is complex or no array; `at` is not like the parameters;
+        the function returns nothing; it computes something that is not positively homogeneous: the message names it
+        and where; a frozen scope does not exist or lies in a loop, or there is one and an input has no values.
 
     Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
     section 3.
@@ -54,8 +57,15 @@ def path_network(
     10.0
     """
 
+    _check_power(p)
+
     def total(params: PyTree, *inputs: Any) -> Array:
-        signed = jax.tree.map(lambda leaf: leaf ** (1 / p) if is_weight(leaf) else leaf, params) if at is None else at
+        params = as_arrays(params)
+        if at is None:
+            signed = jax.tree.map(lambda leaf: leaf ** (1 / p) if is_weight(leaf) else leaf, params)
+        else:
+            signed = as_arrays(at)
+            check_alike(signed, params, "the parameters `at`")
         traced = TracedPaths(fn, jax.lax.stop_gradient(signed), inputs, p, frozen)
         powers = {place: leaf for place, leaf in enumerate(jax.tree.leaves(params)) if is_weight(leaf)}
         return traced.total(traced.network(), traced.arguments(powers))
@@ -100,7 +110,8 @@ def path_norm(
     >>> round(path_norm(network, params, jnp.zeros((1, 1))).item(), 4)  # sqrt(6^2 + 4^2)
     7.2111
     """
-    traced = TracedPaths(fn, params, inputs, p, frozen)
+    _check_power(p)
+    traced = TracedPaths(fn, as_arrays(params), inputs, p, frozen)
     outs = traced.outputs(
         traced.network(of_powers=False, rescales=True), traced.arguments(traced.powers(traced.leaves))
     )
@@ -149,3 +160,8 @@ def basis_path_norm(params: PyTree, skeleton: Skeleton) -> Float[Array, ""]:
         size = jnp.where(all_skeleton, jnp.abs(jnp.log(jnp.where(all_skeleton, size, 1))), size)
         largest.append(jnp.max(jnp.where(is_edge, size, 0), initial=0))
     return functools.reduce(jnp.maximum, largest)
+
+
+def _check_power(p: float | int) -> None:
+    if not 0 < p < math.inf:
+        raise ValueError(f"p is the power of an l_p norm and must be above 0 and finite, got {p}.")

@@ -10,7 +10,7 @@ from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own messa
 
 from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
 from .skeleton import Skeleton
-from .trees import leaf_names
+from .trees import as_arrays, check_alike, check_arrays, leaf_names
 
 
 class PathSpaceState(NamedTuple):
@@ -36,8 +36,9 @@ def in_path_space(
     leaves do where the graph is empty.
 
     The update is the difference between new and old weights, so this transformation comes **last** in a chain: learning
-    rate, momentum and weight decay belong into `inner`. What comes before it keeps the invariance only if it keeps
-    sum_in w g = sum_out w g for each unit, as `optax.clip_by_global_norm` does (see `conservation_error`).
+    rate, momentum, weight decay and clipping belong into `inner`. What comes before it keeps the invariance only if it
+    keeps sum_in w g = sum_out w g for each unit (see `conservation_error`) and does not itself depend on the scales of
+    units, as the global norm of a gradient does; `invariance_error` measures that.
     `optax.inject_hyperparams` takes the skeleton and `max_ratio` for static arguments:
     `optax.inject_hyperparams(g_sgd, static_args=["skeleton", "max_ratio"])`.
 
@@ -50,8 +51,9 @@ def in_path_space(
       A transformation whose update needs `params`; extra arguments are passed to `inner`.
 
     Raises:
-      ValueError: in `update`, where params are missing, a tree does not match the skeleton's graph, or only some of the
-        leaves around a group of units are masked.
+      ValueError: in `init` and `update`, for leaves that are no arrays of numbers; in `update`, where params are
+        missing, updates are not like params, a tree does not match the skeleton's graph, or only some of the leaves
+        around a group of units are masked.
 
     Source: path space for ReLU RNNs, Algorithm 2.
 
@@ -65,6 +67,7 @@ def in_path_space(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> PathSpaceState:
+        check_arrays(params, numbers=True)
         return PathSpaceState(inner.init(params), jnp.zeros((), jnp.int32))
 
     def update(
@@ -72,6 +75,8 @@ def in_path_space(
     ) -> tuple[PyTree, PathSpaceState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        updates, params = as_arrays(updates, numbers=True), as_arrays(params, numbers=True)
+        check_alike(updates, params, "the updates")
         present = _without_masked_groups(skeleton, params)
         path_grads = inverse_chain_rule(updates, params, present)
         path_updates, inner_state = inner.update(
@@ -158,10 +163,21 @@ def g_adam(
 
 
 def _without_masked_groups(skeleton: Skeleton, params: PyTree) -> Skeleton:
-    names = set(leaf_names(params))
-    if all(leaf.name in names for leaf in skeleton.graph.leaves):
+    names = leaf_names(params)
+    inside = [leaf.name for leaf in skeleton.graph.leaves]
+    if all(name in names for name in inside):
         return skeleton
+    nodes = jax.tree.leaves(params, is_leaf=_is_masked)
+    if not any(name in names for name in inside) and not any(map(_is_masked, nodes)):
+        raise ValueError(
+            f"the tree has none of the leaves {inside} of the graph; it has {names}: "
+            "build the graph from parameters of the model in use."
+        )
     return skeleton.restricted_to(names)
+
+
+def _is_masked(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _finite_where(update: Array, grad: Array) -> Array:

@@ -1,5 +1,6 @@
 """Optax transformations that measure steps with the path-norm."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
+
+from .trees import as_arrays, check_alike, check_arrays
 
 
 class PathKappaState(NamedTuple):
@@ -49,10 +52,12 @@ def scale_by_path_kappa(
         gradient; `"weights"` multiplies each by |w|, so that learning rates are relative to the weights.
 
     Returns:
-      A transformation whose update needs `params`.
+      A transformation whose update needs `params`. Finite gradients give finite updates: what overflows the dtype is
+      saturated, and where |w| overflows, no weight moves.
 
     Raises:
-      ValueError: `every` below 1; an unknown `ratio`; in `update`, missing params.
+      ValueError: `every` below 1; an unknown `ratio`; in `init` and `update`, leaves that are no arrays of numbers; in
+        `update`, missing params, updates or kappas that are not like params.
 
     Source: Neyshabur et al., "Path-Normalized Optimization of Recurrent Neural Networks with ReLU Activations" (2016),
     equation 7. `max_norm` and the ratio `"weights"` are ours.
@@ -70,8 +75,14 @@ def scale_by_path_kappa(
     if ratio not in ("initial", "weights", None):
         raise ValueError(f"ratio is 'initial', 'weights' or None, got {ratio!r}.")
 
+    def measure(params: PyTree) -> PyTree:
+        kappa = as_arrays(kappa_fn(params), numbers=True)
+        check_alike(kappa, params, "the kappas of kappa_fn")
+        return jax.tree.map(lambda k, w: k.astype(_wide(w)), kappa, params)
+
     def init(params: PyTree) -> PathKappaState:
-        kappa = None if every == 1 else jax.tree.map(_wide_zeros, params)
+        check_arrays(params, numbers=True)
+        kappa = None if every == 1 else jax.tree.map(lambda leaf: jnp.zeros_like(leaf, _wide(leaf)), params)
         return PathKappaState(jnp.zeros((), jnp.int32), kappa, jnp.ones((), jnp.float32))
 
     def update(
@@ -79,24 +90,27 @@ def scale_by_path_kappa(
     ) -> tuple[PyTree, PathKappaState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        updates, params = as_arrays(updates, numbers=True), as_arrays(params, numbers=True)
+        check_alike(updates, params, "the updates")
         if every == 1:
-            kappa = kappa_fn(params)
+            kappa = measure(params)
         else:
-            kappa = jax.lax.cond(state.num_updates % every == 0, kappa_fn, lambda params: state.kappa, params)
+            kappa = jax.lax.cond(state.num_updates % every == 0, measure, lambda params: state.kappa, params)
         divided = jax.tree.map(_divided, updates, kappa)
         initial = state.ratio
         if ratio == "initial":
-            first = _quotient(optax.tree.norm(updates), optax.tree.norm(divided))
-            initial = jnp.where(state.num_updates == 0, first, state.ratio).astype(jnp.float32)
+            wide = jax.tree.map(lambda d, g: g.astype(d.dtype), divided, updates)
+            first = _quotient(_norm(wide), _norm(divided))
+            is_set = (state.num_updates == 0) & jnp.isfinite(first)
+            initial = jnp.where(is_set, first, state.ratio).astype(jnp.float32)
         factor = initial
+        roots = jax.tree.map(lambda k: jnp.sqrt(jnp.maximum(k, 0)), kappa)
         if ratio == "weights":
-            factor *= jnp.sqrt(
-                optax.tree.sum(jax.tree.map(lambda k, w: k * jnp.square(w.astype(k.dtype)), kappa, params))
-            )
+            norm = _norm(jax.tree.map(_multiplied, params, roots))
+            factor *= jnp.where(jnp.isinf(norm), 0, norm)
         if max_norm is not None:
-            norm = jnp.sqrt(optax.tree.sum(jax.tree.map(lambda d, g: d * g.astype(d.dtype), divided, updates)))
-            factor *= jnp.minimum(1, _quotient(max_norm, norm))
-        scaled = jax.tree.map(lambda d, g: (factor * d).astype(g.dtype), divided, updates)
+            factor *= jnp.minimum(1, _quotient(max_norm, _norm(jax.tree.map(_divided, updates, roots))))
+        scaled = jax.tree.map(lambda d, g: _saturated(factor * d, g), divided, updates)
         kept = None if every == 1 else kappa
         return scaled, PathKappaState(optax.safe_increment(state.num_updates), kept, initial)
 
@@ -180,7 +194,30 @@ def path_adam(
 
 
 def _divided(grad: Array, kappa: Array) -> Array:
-    return jnp.where(kappa > 0, grad.astype(kappa.dtype) / jnp.where(kappa > 0, kappa, 1), 0)
+    grad = grad.astype(kappa.dtype)
+    return jnp.where(kappa > 0, _saturated(grad / jnp.where(kappa > 0, kappa, 1), grad), 0)
+
+
+def _multiplied(weight: Array, root: Array) -> Array:
+    """0 where the weight is 0, whatever it is multiplied by."""
+    return jnp.where(weight == 0, 0, weight.astype(root.dtype) * root)
+
+
+def _saturated(value: Array, grad: Array) -> Array:
+    """In the gradient's dtype, without overflow; where the gradient is not finite it stays so, for others to see."""
+    if not jnp.issubdtype(grad.dtype, jnp.floating):
+        return value.astype(grad.dtype)
+    largest = jnp.finfo(grad.dtype).max.astype(value.dtype)
+    return jnp.where(jnp.isfinite(grad), jnp.clip(value, -largest, largest), value).astype(grad.dtype)
+
+
+def _norm(tree: PyTree) -> Array:
+    """The Euclidean norm, however large or small its squares are."""
+    sizes = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]
+    largest = functools.reduce(jnp.maximum, sizes, jnp.zeros(()))
+    # XLA divides by a number of all entries by multiplying with its reciprocal, which should not underflow.
+    unit = jnp.where(largest > 0, jnp.minimum(largest, 1 / jnp.finfo(largest.dtype).tiny), 1)
+    return unit * optax.tree.norm(jax.tree.map(lambda leaf: leaf / unit, tree))
 
 
 def _quotient(dividend: ArrayLike, divisor: Array) -> Array:
@@ -188,6 +225,6 @@ def _quotient(dividend: ArrayLike, divisor: Array) -> Array:
     return jnp.where(divisor > 0, dividend / jnp.where(divisor > 0, divisor, 1), 1)
 
 
-def _wide_zeros(leaf: Array | jax.ShapeDtypeStruct) -> Array:
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.float32
-    return jnp.zeros_like(leaf, dtype)
+def _wide(leaf: Any) -> Any:
+    dtype = jnp.result_type(leaf)
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else jnp.float32

@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree, UInt32
 
 from .graph import Leaf, ReductionGraph
-from .trees import named_leaves, replace_leaves
+from .sharding import in_auto_mode
+from .trees import as_arrays, named_leaves, replace_leaves
 
 Units = dict[str, Float[Array, " _"]]
 
 
+@in_auto_mode(like="params")
 def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[ArrayLike, " _"]]) -> PyTree:
     """Multiply what flows into each unit by its scale and divide what flows out of it: w_e c_t(e) / c_s(e).
 
@@ -22,13 +25,15 @@ def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[Ar
     Args:
       params: the parameters; leaves outside the graph are returned as they are.
       graph: the reduction graph.
-      scales: positive numbers, `{group: (units,)}`; units of groups not named keep their scale.
+      scales: positive numbers, `{group: (units,)}`; units of groups not named keep their scale. Under `jax.jit` nobody
+        checks that they are positive.
 
     Returns:
       A tree of the same type, shapes and dtypes.
 
     Raises:
-      ValueError: an unknown group, or not one scale for each of its units.
+      ValueError: an unknown group; not one scale for each of its units; scales that are not positive and finite; a tree
+        that does not match the graph.
 
     Source: path space for ReLU RNNs, section 3.1.
 
@@ -41,14 +46,17 @@ def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[Ar
     sizes = {group.name: group.size for group in graph.groups}
     for name, scale in scales.items():
         if name not in sizes:
-            raise ValueError(f"scales name the group {name!r}, but the graph has only {list(sizes)}.")
-        if jnp.shape(scale) != (sizes[name],):
             raise ValueError(
-                f"the scales of group {name!r} have shape {jnp.shape(scale)}, expected ({sizes[name]},): one a unit."
+                f"scales name the group {name!r}, but the graph has only {list(sizes)}: name groups as they are there."
             )
-    weights = graph.weights(params)
-    factors = {name: jnp.asarray(scale) for name, scale in scales.items()}
-    return _like(params, {leaf.name: weights[leaf.name] * _factor(leaf, factors) for leaf in graph.leaves})
+        if np.shape(scale) != (sizes[name],):
+            raise ValueError(
+                f"the scales of group {name!r} have shape {np.shape(scale)}, expected ({sizes[name]},): one a unit."
+            )
+    factors = {name: jnp.asarray(scale) for name, scale in as_arrays(dict(scales), numbers=True).items()}
+    for name in factors:
+        _check_scales(name, factors[name])
+    return _rescaled(params, graph, factors)
 
 
 def random_scales(key: Key[Array, ""] | UInt32[Array, "2"], graph: ReductionGraph, sigma: ArrayLike = 1.0) -> Units:
@@ -67,6 +75,7 @@ def random_scales(key: Key[Array, ""] | UInt32[Array, "2"], graph: ReductionGrap
     }
 
 
+@in_auto_mode(like="params")
 def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) -> PyTree:
     """The equivalent parameters with the least sum of squares.
 
@@ -95,7 +104,7 @@ def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) ->
     weights = graph.weights(params)
     squares = {leaf.name: _squares_between_units(leaf, weights[leaf.name]) for leaf in graph.leaves}
     log_scales = _log_balancing_scales(graph, max_sweeps, squares)
-    return rescale(params, graph, {name: jnp.exp(value) for name, value in log_scales.items()})
+    return _rescaled(params, graph, {name: jnp.exp(value) for name, value in log_scales.items()})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -183,15 +192,18 @@ def _flows(
     return flow_in, flow_out
 
 
+@in_auto_mode(like=None)
 def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> dict[str, Float[Array, ""]]:
     """How far a gradient is from conserving sum_in w g = sum_out w g, for each group.
 
-    The gradient of a function that node-wise rescaling leaves unchanged conserves exactly; a transformation that
-    comes before the path-space optimiser keeps the invariance only if its output still does (clipping by the global
-    norm does, clipping by value does not).
+    The gradient of a function that node-wise rescaling leaves unchanged conserves exactly. A transformation that
+    comes before the path-space optimiser keeps the invariance only if its output still does, which clipping by value
+    does not. That is necessary, not sufficient: clipping by the global norm conserves, but the norm depends on the
+    scales (see `invariance_error`).
 
     Returns:
-      `{group: |in - out| / (|in| + |out|)}` with Euclidean norms over the units, between 0 and 1; 0 for zero gradients.
+      `{group: |in - out| / (|in| + |out|)}` with Euclidean norms over the units, between 0 and 1; 0 for zero gradients,
+      and NaN for gradients that are not finite.
 
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
@@ -211,7 +223,7 @@ def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> 
     for group in graph.groups:
         a, b = flow_in[group.name], flow_out[group.name]
         total = jnp.linalg.norm(a) + jnp.linalg.norm(b)
-        errors[group.name] = jnp.where(total > 0, jnp.linalg.norm(a - b) / jnp.where(total > 0, total, 1), 0)
+        errors[group.name] = jnp.where(total == 0, 0, jnp.linalg.norm(a - b) / jnp.where(total == 0, 1, total))
     return errors
 
 
@@ -235,11 +247,28 @@ def _squares_between_units(leaf: Leaf, weights: Array) -> Array:
     return jnp.where(from_itself, 0, weights**2)
 
 
+def _check_scales(name: str, scales: Array) -> None:
+    if isinstance(scales, jax.core.Tracer) or not scales.is_fully_addressable:
+        return
+    # XLA takes subnormal numbers for 0.
+    least = jnp.finfo(scales.dtype).tiny if jnp.issubdtype(scales.dtype, jnp.floating) else 1
+    values = np.asarray(scales)
+    is_scale = (values >= least) & np.isfinite(values) & np.isreal(values)
+    if not np.all(is_scale):
+        raise ValueError(
+            f"the scales of group {name!r} hold {values[~is_scale][0]}, expected positive and finite numbers: "
+            "rescaling by others changes what the network computes."
+        )
+
+
 def add_units(sums: Units, terms: Units) -> None:
     for name, term in terms.items():
         sums[name] = sums[name] + term if name in sums else term
 
 
-def _like(params: PyTree, weights: Mapping[str, Array]) -> PyTree:
-    leaves = named_leaves(params)
-    return replace_leaves(params, {name: value.astype(leaves[name].dtype) for name, value in weights.items()})
+def _rescaled(params: PyTree, graph: ReductionGraph, factors: Mapping[str, Array]) -> PyTree:
+    leaves, weights = named_leaves(params), graph.weights(params)
+    rescaled = {leaf.name: weights[leaf.name] * _factor(leaf, factors) for leaf in graph.leaves}
+    return replace_leaves(
+        params, {name: value.astype(jnp.asarray(leaves[name]).dtype) for name, value in rescaled.items()}
+    )

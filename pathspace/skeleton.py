@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf, ReductionGraph
 from .rescaling import Units, balance
+from .sharding import in_auto_mode
 from .trees import named_leaves, replace_leaves
 from .units import GROUND, UnitMap
 
@@ -64,6 +65,7 @@ class Skeleton:
         )
 
 
+@in_auto_mode(like=None)
 def choose_skeleton(
     graph: ReductionGraph,
     params: PyTree,
@@ -107,7 +109,10 @@ def choose_skeleton(
         raise ValueError(f"method is 'largest' or 'cyclic', got {method!r}.")
     if reference not in ("balanced", "initial", None):
         raise ValueError(f"reference is 'balanced', 'initial' or None, got {reference!r}.")
-    weights = graph.weights(balance(params, graph) if reference == "balanced" else params)
+    weights = graph.weights(params)
+    if reference == "balanced":
+        # In their own dtype balanced weights may overflow.
+        weights = graph.weights(balance(replace_leaves(params, weights), graph))
 
     def choose(chain: dict[str, Leaf], near: str, far: str) -> tuple[Edges, Units]:
         edges: Edges = {}
@@ -134,6 +139,7 @@ def choose_skeleton(
     )
 
 
+@in_auto_mode(like="params")
 def skeleton_masks(skeleton: Skeleton, params: PyTree) -> PyTree[Bool[Array, "..."]]:
     """The papers' mask matrices: a tree like `params` of booleans, true on skeleton edges.
 
@@ -146,12 +152,13 @@ def skeleton_masks(skeleton: Skeleton, params: PyTree) -> PyTree[Bool[Array, "..
     [[True, False], [False, True]]
     """
     skeleton.graph.weights(params)
-    masks = {name: jnp.zeros(jnp.shape(leaf), bool) for name, leaf in named_leaves(params).items()}
+    masks = {name: jnp.zeros(np.shape(leaf), bool) for name, leaf in named_leaves(params).items()}
     for leaf in skeleton.graph.leaves:
         masks[leaf.name] = in_mask(skeleton, leaf, skeleton.in_edges) | out_mask(skeleton, leaf, skeleton.out_edges)
     return replace_leaves(params, masks)
 
 
+@in_auto_mode(like="params")
 def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
     """The papers' initialisation: all skeleton weights set to 1. This changes the function that the network computes.
 
@@ -166,8 +173,11 @@ def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
     >>> with_unit_skeleton(params, skeleton)["hidden"]["kernel"].tolist()
     [[1.0, 0.5], [0.5, 1.0]]
     """
-    masks = skeleton_masks(skeleton, params)
-    return jax.tree.map(lambda leaf, mask: jnp.where(mask, jnp.ones_like(leaf), leaf), params, masks)
+    masks, leaves = (named_leaves(tree) for tree in (skeleton_masks(skeleton, params), params))
+    names = [leaf.name for leaf in skeleton.graph.leaves]
+    return replace_leaves(
+        params, {name: jnp.where(masks[name], jnp.ones_like(leaves[name]), leaves[name]) for name in names}
+    )
 
 
 def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:

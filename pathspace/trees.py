@@ -6,6 +6,8 @@ from typing import Any
 
 import flax.core.meta
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
@@ -47,3 +49,81 @@ def replace_leaves(tree: PyTree, replacements: Mapping[str, Any]) -> PyTree:
     names = leaf_names(tree)
     replaced = [replacements.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
     return jax.tree.unflatten(treedef, replaced)
+
+
+def as_array(name: str, leaf: Any, *, numbers: bool = False) -> jax.Array:
+    """The leaf of that name as a JAX array.
+
+    Raises:
+      ValueError: JAX cannot make an array of it; with `numbers`, it holds something else, such as PRNG keys.
+    """
+    _check_array(name, leaf, numbers)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise _no_array(name, leaf)
+    return jnp.asarray(leaf)
+
+
+def as_arrays(tree: PyTree, *, numbers: bool = False) -> PyTree:
+    """The tree with JAX arrays for leaves. Raised errors as in `as_array`."""
+    return replace_leaves(
+        tree, {name: as_array(name, leaf, numbers=numbers) for name, leaf in named_leaves(tree).items()}
+    )
+
+
+def check_arrays(tree: PyTree, *, numbers: bool = False) -> None:
+    """Raised errors as in `as_array`; leaves may also be `jax.ShapeDtypeStruct`s."""
+    for name, leaf in named_leaves(tree).items():
+        _check_array(name, leaf, numbers)
+
+
+def check_alike(tree: PyTree, params: PyTree, what: str) -> None:
+    """Raises an error unless a tree of arrays has the structure of `params`, another one, and the shapes of its leaves.
+
+    Args:
+      tree: the tree.
+      params: what it should be like.
+      what: the tree's name in errors.
+
+    Raises:
+      ValueError: the leaves that one of the trees lacks; containers of other types; a leaf of another shape, or a
+        complex one where that of `params` is real.
+    """
+    leaves, expected = named_leaves(tree), named_leaves(params)
+    missing, further = ([name for name in a if name not in b] for a, b in ((expected, leaves), (leaves, expected)))
+    differences = [f"lack the leaves {missing} of params"] * bool(missing)
+    differences += [f"have the leaves {further} that params lack"] * bool(further)
+    if differences:
+        raise ValueError(f"{what} {' and '.join(differences)}: both trees need the same leaves.")
+    structures: list[Any] = [jax.tree.structure(each) for each in (tree, params)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"{what} have the leaves of params in other containers ({type(tree).__name__}, expected "
+            f"{type(params).__name__}, or further down): convert one of the trees to the other's types."
+        )
+    for name, leaf in leaves.items():
+        if leaf.shape != expected[name].shape:
+            raise ValueError(
+                f"leaf {name!r} has shape {leaf.shape} in {what}, but {expected[name].shape} in params: "
+                "both trees must be of the same model."
+            )
+        if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(expected[name]):
+            raise ValueError(
+                f"leaf {name!r} has dtype {leaf.dtype} in {what}, but {expected[name].dtype} in params: "
+                "take the real part."
+            )
+
+
+def _check_array(name: str, leaf: Any, numbers: bool) -> None:
+    try:
+        kind = jax.typeof(leaf)
+    except (TypeError, OverflowError) as error:
+        raise _no_array(name, leaf) from error
+    if numbers and not (jnp.issubdtype(kind.dtype, np.number) or kind.dtype == bool):
+        raise ValueError(f"leaf {name!r} is a {kind}, expected numbers: mask it (optax.masked).")
+
+
+def _no_array(name: str, leaf: Any) -> ValueError:
+    kind = f"an array of dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else f"of type {type(leaf).__name__}"
+    return ValueError(
+        f"leaf {name!r} is {kind}, expected an array of numbers: give it a value, or keep it out of the tree."
+    )

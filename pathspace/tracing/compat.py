@@ -1,5 +1,6 @@
 """The differences between JAX versions: everything here reads what JAX gives under more than one name."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,9 +64,9 @@ def scope(eqn: JaxprEqn) -> str:
 
 
 def place(eqn: JaxprEqn) -> str:
-    """The user's source line of an equation, or nothing where JAX does not know it."""
+    """The user's file, line and function of an equation, or nothing where JAX does not know them."""
     summary = source_info_util.summarize(eqn.source_info)
-    return "" if summary == "<unknown>" else summary
+    return "" if summary == "<unknown>" else os.path.basename(summary)
 
 
 def shape_of(var: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ..trees import as_array, named_leaves
 from . import path_rules  # noqa: F401  they fill the table
 from .compat import trace
 from .path_interpreter import PathNetwork
@@ -29,8 +30,16 @@ class TracedPaths:
     def __init__(
         self, fn: Callable[..., Any], params: PyTree, inputs: Sequence[Any], p: float | int, frozen: Sequence[str]
     ):
+        for name, leaf in named_leaves(params).items():
+            if jnp.iscomplexobj(leaf):
+                raise ValueError(
+                    f"leaf {name!r} has dtype {leaf.dtype}, expected real parameters: make its real and its imaginary "
+                    "part leaves of their own."
+                )
         self.jaxpr, out_shapes = trace(fn, params, *inputs)
         self.out_structure = jax.tree.structure(out_shapes)
+        if not jax.tree.leaves(out_shapes):
+            raise ValueError("the function returns no arrays, expected the outputs that paths end at: return them.")
         self.leaves = jax.tree.leaves(params)
         self.p = p
         self._inputs = jax.tree.leaves(inputs)
@@ -45,12 +54,18 @@ class TracedPaths:
         weights: list[Value] = [
             Weight(leaf, powers[place]) if place in powers else Constant(leaf) for place, leaf in enumerate(self.leaves)
         ]
-        ones = (Signal(jnp.ones(leaf.shape, leaf.dtype)) if is_weight(leaf) else DATA for leaf in self._inputs)
+        ones = (
+            Signal(jnp.ones(jnp.shape(leaf), jnp.result_type(leaf))) if is_weight(leaf) else DATA
+            for leaf in self._inputs
+        )
         return [*weights, *ones]
 
     def statistics(self) -> Statistics | None:
         """Of the frozen normalisations, for one walk."""
-        return Statistics(self._frozen, self.jaxpr, [*self.leaves, *self._inputs]) if self._frozen else None
+        if not self._frozen:
+            return None
+        inputs = [as_array(f"inputs/{place}", leaf) for place, leaf in enumerate(self._inputs)]
+        return Statistics(self._frozen, self.jaxpr, [*self.leaves, *inputs])
 
     def network(self, *, of_powers: bool = True, rescales: bool = False) -> PathNetwork:
         """A path network, for one walk."""

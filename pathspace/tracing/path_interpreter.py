@@ -105,7 +105,9 @@ class PathNetwork(Interpreter[Value]):
         if not self.rescales:
             return value
         largest = lax.stop_gradient(jnp.max(value.path, initial=0))
-        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        # XLA divides by a number of all entries by multiplying with its reciprocal, which should not underflow.
+        limited = jnp.minimum(largest, 1 / jnp.finfo(largest.dtype).tiny)
+        scale = jnp.where((largest > 0) & jnp.isfinite(largest), limited, 1)
         return Signal(value.path / scale, value.shift + jnp.log(scale), value.offset)
 
     def merged(self, raw: Array, linear: Array) -> Weight:

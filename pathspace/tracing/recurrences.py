@@ -79,7 +79,7 @@ def recurrence(jaxpr: OpenJaxpr, place: int) -> Recurrence | None:
     if len(uses) != 1:
         return None
     eqn, position, loops = uses[0]
-    if eqn.primitive is not lax.dot_general_p or len(loops) != 1:
+    if eqn.primitive is not lax.dot_general_p or len(loops) != 1 or not loops[0].params["length"]:
         return None
     contracted, batched = eqn.params["dimension_numbers"]
     shape, other = shape_of(eqn.invars[position]), shape_of(eqn.invars[1 - position])

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ..graph import ReductionGraph
 from ..rescaling import rescale
-from ..trees import leaf_names
+from ..sharding import in_auto_mode
+from ..trees import check_arrays, named_leaves
 from . import contraction_rules, control_rules, elementwise_rules, shape_rules  # noqa: F401  they fill the table
 from .compat import shape_of, trace
 from .inference import Fresh, ScaleInference, Value
@@ -41,8 +42,9 @@ def reduction_graph(fn: Callable[..., Any], params: PyTree, *inputs: Any, valida
       one end of a weight are among that.
 
     Raises:
-      ValueError: JAX cannot trace the function; its outputs are not floating point; it does not use `params`, or
-        closes over one of their arrays; there are no units; a rescaling of the units changes the outputs.
+      ValueError: a parameter is no array; JAX cannot trace the function; its outputs are not floating point; it does
+        not use `params`, or closes over one of their arrays; there are no units; a rescaling of the units changes the
+        outputs.
 
     Source: the reduction graph is Definition 3 of path space for ReLU RNNs; that it is found by tracing is ours.
 
@@ -65,7 +67,8 @@ def reduction_graph(fn: Callable[..., Any], params: PyTree, *inputs: Any, valida
 
 def infer_scales(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> ScaleInference:
     """The scales of the parameter leaves, from the jaxpr of the function. Raised errors as in `reduction_graph`."""
-    leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    check_arrays(params)
+    leaves = named_leaves(params)
     try:
         jaxpr, out_shapes = trace(fn, params, *inputs)
     except jax.errors.JAXTypeError as error:
@@ -115,7 +118,7 @@ def _validate(graph: ReductionGraph, fn: Callable[..., Any], params: PyTree, inp
 
     def change(scales: Mapping[str, np.ndarray]) -> float:
         got = function(rescale(params, graph, scales), *inputs)
-        return max(jax.tree.leaves(jax.tree.map(_relative_change, expected, got)))
+        return max(float(each) for each in jax.tree.leaves(jax.tree.map(_relative_change, expected, got)))
 
     if change(scales) <= 1:
         return
@@ -128,12 +131,13 @@ def _validate(graph: ReductionGraph, fn: Callable[..., Any], params: PyTree, inp
     )
 
 
-def _relative_change(expected: Any, got: Any) -> float:
+@in_auto_mode(like=None)
+@jax.jit
+def _relative_change(expected: Array, got: Array) -> Array:
     """The largest change of an output, in units of what rounding may cause."""
-    tolerance = float(jnp.finfo(expected.dtype).eps) ** 0.5
-    before, after = (np.asarray(part).astype(np.complex128) for part in (expected, got))
-    same = (before == after) | (np.isnan(before) & np.isnan(after))
-    size = np.max(np.abs(before), where=np.isfinite(before), initial=np.finfo(np.float64).tiny)
-    return float(
-        np.max(np.where(same, 0, np.nan_to_num(np.abs(before - after), nan=np.inf)), initial=0) / size / tolerance
-    )
+    wide = jnp.promote_types(expected.dtype, jnp.float32)
+    before, after = expected.astype(wide), got.astype(wide)
+    same = (before == after) | (jnp.isnan(before) & jnp.isnan(after))
+    size = jnp.max(jnp.abs(before), where=jnp.isfinite(before), initial=jnp.finfo(wide).tiny)
+    change = jnp.where(same, 0, jnp.nan_to_num(jnp.abs(before - after), nan=jnp.inf))
+    return jnp.max(change, initial=0) / size / jnp.finfo(expected.dtype).eps ** 0.5

@@ -57,6 +57,8 @@ class Term:
     def without_constant_axes(self) -> "Term":
         """Without the axes along which nothing changes."""
         term, sizes = self, dict(zip(self.axes, self.unknowns.shape, strict=True))
+        if not term.unknowns.size:
+            return term
         for axis in self.axes:
             first = term.first_along([axis])
             same = first.over({axis: sizes[axis] for axis in term.axes})
