@@ -69,6 +69,11 @@ class ReductionGraph:
       outside: the names of all other leaves.
       grounded: what a traced graph does not hold, and why; no part of the graph's identity.
 
+    Raises:
+      ValueError: a group that nothing flows into or out of, or that only cycles connect to ground.
+
+    Source: path space for ReLU RNNs, Definition 3.
+
     >>> params = {"hidden": {"kernel": np.ones((3, 4))}, "out": {"kernel": np.ones((4, 2)), "bias": np.ones(2)}}
     >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
     >>> graph.num_units, graph.num_weights, graph.num_basis_paths

@@ -39,6 +39,8 @@ def invariance_error(
     Raises:
       ValueError: `steps` below 1; those of `rescale` and of the optimiser.
 
+    Source: ours.
+
     >>> import optax
     >>> from pathspace import ReductionGraph, choose_skeleton, g_sgd
     >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.full((2, 1), 0.5)}}

@@ -18,7 +18,18 @@ class PathSpaceState(NamedTuple):
 
     Attributes:
       inner_state: the state of the inner transformation.
-      limited_units: int32, the number of units whose update ratio was limited in the last update.
+      limited_units: int32, the number of units whose update ratio was limited in the last update: where these are many
+        for long, the learning rate is too high.
+
+    Source: the limit is ours (see `weight_allocation`).
+
+    >>> from pathspace import ReductionGraph, choose_skeleton
+    >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> optimizer = g_sgd(10.0, choose_skeleton(graph, params))
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> int(state.limited_units)
+    2
     """
 
     inner_state: optax.OptState
@@ -109,7 +120,7 @@ def g_sgd(
       max_ratio: see `in_path_space`.
 
     Returns:
-      A transformation that comes last in a chain (see `in_path_space`).
+      A transformation that comes last in a chain, and the errors of its updates: see `in_path_space`.
 
     Source: path space for ReLU RNNs, Algorithm 2.
 
@@ -148,7 +159,7 @@ def g_adam(
       max_ratio: see `in_path_space`.
 
     Returns:
-      A transformation that comes last in a chain (see `in_path_space`).
+      A transformation that comes last in a chain, and the errors of its updates: see `in_path_space`.
 
     Source: path space for ReLU RNNs, appendix E.
 

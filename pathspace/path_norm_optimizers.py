@@ -20,6 +20,16 @@ class PathKappaState(NamedTuple):
       num_updates: int32.
       kappa: of the last update that computed it; None where each does.
       ratio: float32, the constant factor of all updates; 1 unless it is set by the first.
+
+    Source: ours.
+
+    >>> from pathspace import path_kappa
+    >>> params = {"first": jnp.ones((1, 2)), "second": jnp.ones((2, 1))}
+    >>> network = lambda params, x: jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> scale = scale_by_path_kappa(lambda params: path_kappa(network, params, jnp.zeros((1, 1))), every=10)
+    >>> _, state = scale.update(params, scale.init(params), params)
+    >>> state.num_updates.item(), state.kappa["first"].tolist()
+    (1, [[1.0, 1.0]])
     """
 
     num_updates: Int[Array, ""]

@@ -62,6 +62,8 @@ def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[Ar
 def random_scales(key: Key[Array, ""] | UInt32[Array, "2"], graph: ReductionGraph, sigma: ArrayLike = 1.0) -> Units:
     """Draw exp(sigma * normal) for each unit: `{group: (units,)}` in the default float dtype.
 
+    Source: ours.
+
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}
     >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
@@ -92,6 +94,12 @@ def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) ->
 
     Returns:
       A tree of the same type, shapes and dtypes.
+
+    Raises:
+      ValueError: the tree does not match the graph.
+
+    Source: Stock et al., "Equi-normalization of Neural Networks" (2019), section 3, for multilayer and convolutional
+    networks; for reduction graphs, to convergence and with gradients, ours.
 
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.full((1, 1), 8.0)}, "out": {"kernel": jnp.full((1, 1), 2.0)}}
@@ -204,6 +212,12 @@ def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> 
     Returns:
       `{group: |in - out| / (|in| + |out|)}` with Euclidean norms over the units, between 0 and 1; 0 for zero gradients,
       and NaN for gradients that are not finite.
+
+    Raises:
+      ValueError: a tree does not match the graph.
+
+    Source: Du, Hu and Lee, "Algorithmic Regularization in Learning Deep Homogeneous Models" (2018), Theorem 2.1, for
+    layers; for units of reduction graphs it follows from w_e dL/dw_e being the change of L with the logarithm of w_e.
 
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}

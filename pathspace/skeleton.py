@@ -41,6 +41,15 @@ class Skeleton:
       out_edges: the same for O(v) in `graph.out_chain[group]`.
       in_reference: `{group: (units,)}`: the weight of I(v) at the reference point, or 1.
       out_reference: the same for O(v).
+
+    Source: path space for ReLU RNNs, Algorithm 1; reference values other than 1 are ours.
+
+    >>> from pathspace import ReductionGraph
+    >>> params = {"hidden": {"kernel": jnp.array([[3.0, -8.0]])}, "out": {"kernel": jnp.array([[1.0], [2.0]])}}
+    >>> graph = ReductionGraph.from_edges(params, {"hidden/kernel": (None, "h"), "out/kernel": ("h", None)})
+    >>> skeleton = choose_skeleton(graph, params)
+    >>> skeleton.in_edges["h"].tolist(), skeleton.out_edges["h"].tolist()
+    ([0, 1], [0, 1])
     """
 
     # Under jax.vmap and in tree operations the arrays have further axes, or are no arrays at all.
@@ -143,6 +152,9 @@ def choose_skeleton(
 def skeleton_masks(skeleton: Skeleton, params: PyTree) -> PyTree[Bool[Array, "..."]]:
     """The papers' mask matrices: a tree like `params` of booleans, true on skeleton edges.
 
+    Raises:
+      ValueError: the tree does not match the skeleton's graph.
+
     Source: path space for ReLU RNNs, Algorithm 1.
 
     >>> from pathspace import ReductionGraph
@@ -163,6 +175,9 @@ def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
     """The papers' initialisation: all skeleton weights set to 1. This changes the function that the network computes.
 
     To be used with a skeleton chosen with `reference=None`.
+
+    Raises:
+      ValueError: the tree does not match the skeleton's graph.
 
     Source: path space for ReLU RNNs, section 4 (Algorithm 2 divides by skeleton weights of 1).
 

@@ -86,6 +86,12 @@ class PassthroughCell(RecurrentCell):
         Miceli Barone, "Low-rank passthrough neural networks" (2016), equations 2, 4 and 5, appendix A.2.
         `recurrent_dropout`: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
         Networks" (2016).
+
+    Example:
+        >>> from flax import nnx
+        >>> from pathspace.models import PassthroughCell, PassthroughLSTMCell
+        >>> isinstance(PassthroughLSTMCell(2, 50, rank=5, rngs=nnx.Rngs(0)), PassthroughCell)
+        True
     """
 
     functions: ClassVar[tuple[str, ...]]

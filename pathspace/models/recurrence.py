@@ -16,6 +16,25 @@ class RecurrentCell(nnx.RNNCellBase):
     - `step`: the rest.
 
     `nnx.RNN` runs these cells as it runs Flax's own, all three parts in each step; `Recurrence` only the last one.
+
+    Source: the division is ours.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from pathspace.models import Recurrence, RecurrentCell
+        >>> class Sum(RecurrentCell):
+        ...     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        ...         return jnp.zeros(input_shape)
+        ...     def project(self, inputs):
+        ...         return 2 * inputs
+        ...     def constants(self, batch_shape):
+        ...         return 1.0
+        ...     def step(self, carry, projected, constants):
+        ...         carry = carry + projected + constants
+        ...         return carry, carry
+        >>> Recurrence(Sum(), output="every")(jnp.ones((3, 1)))[:, 0].tolist()
+        [3.0, 6.0, 9.0]
     """
 
     def project(self, inputs: Float[Array, "*batch in_features"]) -> PyTree:
@@ -59,6 +78,8 @@ class Recurrence(nnx.Module):
     Raises:
         ValueError: for an unknown `output`, and to hoist the inputs of a cell that is no `RecurrentCell`; in a call,
             for inputs without a time axis.
+
+    Source: `jax.lax.scan` and `flax.nnx.RNN`; hoisting is ours.
 
     Example:
         >>> import jax.numpy as jnp

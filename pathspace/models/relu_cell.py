@@ -35,6 +35,10 @@ class ReluCell(RecurrentCell):
     Raises:
         ValueError: sizes below 1.
 
+    Source:
+        Neyshabur, Wu, Salakhutdinov and Srebro, "Path-Normalized Optimization of Recurrent Neural Networks with ReLU
+        Activations" (2016), table 1.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx

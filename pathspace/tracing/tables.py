@@ -33,6 +33,8 @@ def register_scale_rule(primitive: Any, rule: Rule) -> None:
     Raises:
       ValueError: the primitive has a rule already.
 
+    Source: ours, after the rule tables of `jax.experimental.jet`.
+
     >>> import jax, jax.numpy as jnp
     >>> from pathspace import reduction_graph, register_scale_rule
     >>> leaky_p = jax.extend.core.Primitive("leaky")
