@@ -33,4 +33,4 @@ def test_is_stored_as_it_ran(path):
 def test_links_lead_to_the_other_notebooks(path):
     text = "".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     linked = {other.name for other in NOTEBOOKS if f"({other.name})" in text}
-    assert linked >= {other.name for other in NOTEBOOKS if other.stem != "recipes"} - {path.name}
+    assert linked == {other.name for other in NOTEBOOKS} - {path.name}
