@@ -7,20 +7,20 @@ from typing import Protocol
 import jax
 import tyro
 
-from benchmarks.adding import Adding
-from benchmarks.copying import Copying
-from benchmarks.digits import Digits
-from benchmarks.highway import Highway
-from benchmarks.kappa import Kappa
-from benchmarks.language_modelling import LanguageModelling
 from benchmarks.listing import Listing
-from benchmarks.overhead import Overhead
-from benchmarks.rcnn import Rcnn
-from benchmarks.recurrence_time import RecurrenceTime
 from benchmarks.report import Report
-from benchmarks.smnist import SequentialMnist
-from benchmarks.sweep_time import SweepTime
-from benchmarks.tracing_time import TracingTime
+from benchmarks.tasks.adding import Adding
+from benchmarks.tasks.copying import Copying
+from benchmarks.tasks.digits import Digits
+from benchmarks.tasks.highway import Highway
+from benchmarks.tasks.kappa import Kappa
+from benchmarks.tasks.language_modelling import LanguageModelling
+from benchmarks.tasks.overhead import Overhead
+from benchmarks.tasks.rcnn import Rcnn
+from benchmarks.tasks.recurrence_time import RecurrenceTime
+from benchmarks.tasks.smnist import SequentialMnist
+from benchmarks.tasks.sweep_time import SweepTime
+from benchmarks.tasks.tracing_time import TracingTime
 
 
 class Task(Protocol):

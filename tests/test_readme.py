@@ -19,6 +19,8 @@ def test_blocks_are_found() -> None:
     assert BLOCKS
 
 
-def test_picture_exists() -> None:
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (Path(__file__).parent.parent / picture).is_file(), picture
+def test_what_is_linked_exists() -> None:
+    linked = [path for path in re.findall(r"\]\(([^)]+)\)", README) if not path.startswith(("http", "#"))]
+    assert len(linked) > 6
+    for path in linked:
+        assert (Path(__file__).parent.parent / path).is_file(), path

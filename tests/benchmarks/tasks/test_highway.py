@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose
 
 from benchmarks import mnist as mnist_module
 from benchmarks.data import Examples, Images
-from benchmarks.highway import PRESETS, Highway, HighwayProblem, _model
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.tasks.highway import PRESETS, Highway, HighwayProblem, _model
 from tests.benchmarks.recorded import recorded_runs
 
 

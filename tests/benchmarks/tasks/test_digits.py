@@ -17,7 +17,6 @@ from rich.console import Console
 
 from benchmarks import training
 from benchmarks.data import digit_rows
-from benchmarks.digits import Digits
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.options import Work
 from benchmarks.results import (
@@ -30,6 +29,7 @@ from benchmarks.results import (
     write_json_lines,
 )
 from benchmarks.sweeps import grid, sweep
+from benchmarks.tasks.digits import Digits
 from benchmarks.training import Classification, Configuration
 from pathspace.models import ReluRNN
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from benchmarks.copying import KINDS, PRESETS, Copying, CopyingProblem, _model, examples
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.tasks.copying import KINDS, PRESETS, Copying, CopyingProblem, _model, examples
 from tests.benchmarks.recorded import recorded_runs
 
 BLANK, RUN = 8, 9

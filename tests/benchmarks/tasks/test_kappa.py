@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from benchmarks.kappa import Kappa, term_ratios
+from benchmarks.tasks.kappa import Kappa, term_ratios
 from pathspace.models import ReluRNN
 
 TOY = {"lengths": (3,), "widths": (4,), "vocabulary": 3, "batch_size": 2, "seeds": 2, "turns": 1}
@@ -32,7 +32,7 @@ def test_command_prints_the_ratio_and_the_times(tmp_path, capsys, monkeypatch):
 
 
 def test_rows_are_lengths_and_columns_widths(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.kappa.term_ratios", lambda length, width, *_: np.array([length + width / 10]))
+    monkeypatch.setattr("benchmarks.tasks.kappa.term_ratios", lambda length, width, *_: np.array([length + width / 10]))
     monkeypatch.setattr(Kappa, "_measure", lambda self, length, width: [f"measured {length}, {width}", "", ""])
     Kappa(lengths=(2, 3), widths=(4, 5, 6), output=tmp_path).run()
     lines = capsys.readouterr().out.splitlines()

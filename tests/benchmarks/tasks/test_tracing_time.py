@@ -1,6 +1,6 @@
 """The timing of tracing."""
 
-from benchmarks.tracing_time import TracingTime
+from benchmarks.tasks.tracing_time import TracingTime
 
 
 def test_table_names_every_model(capsys):

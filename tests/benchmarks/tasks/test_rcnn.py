@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from benchmarks import rcnn
 from benchmarks.data import Images
-from benchmarks.rcnn import PRESETS, ImageClassification, Rcnn, load
+from benchmarks.tasks import rcnn
+from benchmarks.tasks.rcnn import PRESETS, ImageClassification, Rcnn, load
 from pathspace.models import RCNN
 from tests.benchmarks.recorded import recorded_runs
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.sweep_time import SweepTime
+from benchmarks.tasks.sweep_time import SweepTime
 
 
 def test_table_and_file(tmp_path, capsys):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from benchmarks.adding import PRESETS, Adding, examples
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.tasks.adding import PRESETS, Adding, examples
 from tests.benchmarks.recorded import recorded_runs
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.recurrence_time import RecurrenceTime
+from benchmarks.tasks.recurrence_time import RecurrenceTime
 
 
 def test_table_names_every_cell_and_variant(capsys):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import overhead
-from benchmarks.overhead import Overhead
+from benchmarks.tasks import overhead
+from benchmarks.tasks.overhead import Overhead
 from benchmarks.timing import time_in_turns
 from pathspace.models import ReluLanguageModel
 

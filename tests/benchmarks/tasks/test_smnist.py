@@ -15,7 +15,7 @@ from benchmarks import mnist as mnist_module
 from benchmarks.data import Images
 from benchmarks.mnist import load_mnist
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.smnist import KINDS, PRESETS, ImageSequences, Model, SequentialMnist
+from benchmarks.tasks.smnist import KINDS, PRESETS, ImageSequences, Model, SequentialMnist
 from benchmarks.training import split
 from tests.benchmarks.recorded import recorded_runs
 
