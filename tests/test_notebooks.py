@@ -8,13 +8,19 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# They train in loops that take long without the compiler's optimisations.
+TRAINING = {"low_rank", "path_norm", "training"}
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
-@notebooks
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in TRAINING else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs(path):
     NotebookClient(
         read(path), timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}

@@ -51,6 +51,15 @@ DEPENDENT = {
 }
 
 
+QUICK = {"norm clipped inside", "Adam inside", "scaled behind", "norm clipped before", "decay before", "plain SGD"}
+
+
+def cases(table):
+    return pytest.mark.parametrize(
+        "make", [pytest.param(table[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in table]
+    )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def error(make, params, inputs):
     return invariance_error(
@@ -63,13 +72,13 @@ def error(make, params, inputs):
 
 
 @x64
-@pytest.mark.parametrize("make", INVARIANT.values(), ids=INVARIANT)
+@cases(INVARIANT)
 def test_invariant(make):
     assert error(make, NETWORK.parameters(0), NETWORK.inputs(0)) < 1e-9
 
 
 @x64
-@pytest.mark.parametrize("make", DEPENDENT.values(), ids=DEPENDENT)
+@cases(DEPENDENT)
 def test_dependent(make):
     assert error(make, NETWORK.parameters(0), NETWORK.inputs(0)) > 1e-2
 
