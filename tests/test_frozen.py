@@ -160,7 +160,7 @@ def test_a_path_of_scopes_names_one_of_several():
 
 
 def test_what_is_not_frozen_is_named_with_a_way_out():
-    with pytest.raises(ValueError, match=r"of activations is not, or not known to be .*\. Name .* in `frozen`"):
+    with pytest.raises(ValueError, match=r"of activations is not, .*in the scope '.*/norm'\)\. Name .* in `frozen`"):
         norm_of_blocks()
 
 

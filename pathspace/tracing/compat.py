@@ -58,9 +58,9 @@ def apply(eqn: JaxprEqn, *arrays: Any) -> Sequence[Any]:
     return outs if eqn.primitive.multiple_results else [outs]
 
 
-def scope(eqn: JaxprEqn) -> str:
-    """The names of the `jax.named_scope`s around an equation, outermost first, divided by "/"."""
-    return str(eqn.source_info.name_stack)
+def scopes(enclosing: Sequence[JaxprEqn]) -> str:
+    """The `jax.named_scope`s around the last of these equations, each inside the one before it, divided by "/"."""
+    return "/".join(filter(None, (str(eqn.source_info.name_stack) for eqn in enclosing)))
 
 
 def place(eqn: JaxprEqn) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .compat import JaxprEqn, apply, place
+from .compat import JaxprEqn, apply, place, scopes
 from .interpreter import Interpreter, Rule
 from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shift, shifted_to
 from .statistics import Statistics, is_statistic
@@ -64,7 +64,8 @@ class PathNetwork(Interpreter[Value]):
         what = "parameters" if weights_only(values) else "activations"
         raise ValueError(
             f"path-norms need networks that are positively homogeneous, but {eqn.primitive} of {what} is not, "
-            f"or not known to be ({place(eqn) or 'place unknown'}). Name the scopes of normalisations in `frozen`."
+            f"or not known to be ({place(eqn) or 'place unknown'}, in the scope {scopes(self.enclosing)!r}). Name the "
+            "scopes of normalisations in `frozen`."
         )
 
     def loop(

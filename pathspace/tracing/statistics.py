@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import lax
 
-from .compat import JaxprEqn, OpenJaxpr, apply, place, scope
+from .compat import JaxprEqn, OpenJaxpr, apply, place, scopes
 from .interpreter import Interpreter
 from .tables import PATH_RULES
 
@@ -45,7 +45,7 @@ class Statistics:
 
     def includes(self, enclosing: Sequence[JaxprEqn]) -> bool:
         """Whether the last of these equations, each inside the one before it, lies in a named scope."""
-        path = "/".join(filter(None, map(scope, enclosing)))
+        path = scopes(enclosing)
         self._scopes.add(path)
         found = [name for name in self.names if f"/{name}/" in f"/{path}/"]
         self._met.update(found)
