@@ -86,6 +86,7 @@ def test_recurrent_parameters_are_as_many_as_in_the_paper():
     assert sum(recurrent) == 3 * (2 * 128 * 50 + 128)
 
 
+@pytest.mark.slow
 def test_command_learns_and_leaves_its_results(tmp_path, capsys):
     Copying(
         fixed=(1,),

@@ -31,6 +31,7 @@ def images(monkeypatch):
     monkeypatch.setattr(mnist_module, "images", lambda dataset, data_dir: {"mnist": made}[dataset])
 
 
+@pytest.mark.slow
 def test_command_learns_and_leaves_its_results(images, tmp_path, capsys):
     Highway(
         matrices=("full",),

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
+from benchmarks import language_models
 from benchmarks.data import Text
 from benchmarks.language_models import NETWORKS, Carrying
-from benchmarks.tasks import language_modelling, language_models
+from benchmarks.tasks import language_modelling
 from benchmarks.tasks.language_modelling import PRESETS, LanguageModelling, NextToken, quality, unigram_cross_entropy
 from pathspace.models import ResetAfterGRUCell
 from tests.benchmarks.recorded import recorded_runs
