@@ -99,7 +99,7 @@ def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
     Returns:
       A tree of the same type, shapes and dtypes.
 
-    Source: path space for ReLU RNNs, Theorem 2 (weights up to rescaling are a function of basis-path values).
+    Source: path space for ReLU RNNs, section 4, solved for the weights.
 
     >>> from pathspace import ReductionGraph, choose_skeleton
     >>> params = {"hidden": {"kernel": jnp.array([[2.0], [4.0]])}, "out": {"kernel": jnp.array([[5.0, 7.0]])}}

@@ -25,8 +25,8 @@ def rescale(params: PyTree, graph: ReductionGraph, scales: Mapping[str, Float[Ar
     Args:
       params: the parameters; leaves outside the graph are returned as they are.
       graph: the reduction graph.
-      scales: positive numbers, `{group: (units,)}`; units of groups not named keep their scale. Under `jax.jit` nobody
-        checks that they are positive.
+      scales: positive numbers, `{group: (units,)}`; units of groups not named keep their scale. Numbers that `jax.jit`
+        traces cannot be checked.
 
     Returns:
       A tree of the same type, shapes and dtypes.
@@ -98,8 +98,8 @@ def balance(params: PyTree, graph: ReductionGraph, *, max_sweeps: int = 1000) ->
     Raises:
       ValueError: the tree does not match the graph.
 
-    Source: Stock et al., "Equi-normalization of Neural Networks" (2019), section 3, for multilayer and convolutional
-    networks; for reduction graphs, to convergence and with gradients, ours.
+    Source: Stock et al., "Equi-normalization of Neural Networks" (2019), for multilayer and convolutional networks;
+    for reduction graphs, to convergence and with gradients, ours.
 
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.full((1, 1), 8.0)}, "out": {"kernel": jnp.full((1, 1), 2.0)}}
@@ -216,8 +216,9 @@ def conservation_error(grads: PyTree, params: PyTree, graph: ReductionGraph) -> 
     Raises:
       ValueError: a tree does not match the graph.
 
-    Source: Du, Hu and Lee, "Algorithmic Regularization in Learning Deep Homogeneous Models" (2018), Theorem 2.1, for
-    layers; for units of reduction graphs it follows from w_e dL/dw_e being the change of L with the logarithm of w_e.
+    Source: Du, Hu and Lee, "Algorithmic Regularization in Learning Deep Homogeneous Models: Layers are Automatically
+    Balanced" (2018), section 2, for gradient flow in feed-forward networks. For the units of reduction graphs it
+    follows from w_e dL/dw_e being the change of L with the logarithm of |w_e|.
 
     >>> from pathspace import ReductionGraph
     >>> params = {"hidden": {"kernel": jnp.ones((1, 2))}, "out": {"kernel": jnp.ones((2, 1))}}

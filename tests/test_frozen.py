@@ -162,6 +162,8 @@ def test_a_path_of_scopes_names_one_of_several():
 def test_what_is_not_frozen_is_named_with_a_way_out():
     with pytest.raises(ValueError, match=r"of activations is not, .*in the scope '.*/norm'\)\. Name .* in `frozen`"):
         norm_of_blocks()
+    with pytest.raises(ValueError, match=r"tanh of activations is not, .*in no named scope\)\. Name"):
+        path_norm(lambda params, x: jnp.tanh(x @ params["w"]), {"w": jnp.ones((2, 2))}, jnp.ones((1, 2)))
 
 
 @pytest.mark.parametrize("name", ["other", "orm", "norm/Block_0"])

@@ -62,10 +62,12 @@ class PathNetwork(Interpreter[Value]):
         if all(isinstance(value, Constant | Data) for value in values):
             return [DATA] * len(eqn.outvars)
         what = "parameters" if weights_only(values) else "activations"
+        path = scopes(self.enclosing)
+        scope = f"the scope {path!r}" if path else "no named scope"
         raise ValueError(
             f"path-norms need networks that are positively homogeneous, but {eqn.primitive} of {what} is not, "
-            f"or not known to be ({place(eqn) or 'place unknown'}, in the scope {scopes(self.enclosing)!r}). Name the "
-            "scopes of normalisations in `frozen`."
+            f"or not known to be ({place(eqn) or 'place unknown'}, in {scope}). "
+            "Name the scopes of normalisations in `frozen`."
         )
 
     def loop(

@@ -36,7 +36,7 @@ INVARIANT = {
     "decay inside": inside(optax.add_decayed_weights(0.1)),
     "Adam inside": inside(optax.scale_by_adam()),
     "scaled before": before(optax.scale(0.5)),
-    "NaN set to zero before": before(optax.zero_nans()),
+    "NaN, of which there is none, set to zero before": before(optax.zero_nans()),
     "scaled behind": behind(optax.scale(0.5)),
     "decay behind": behind(optax.add_decayed_weights(-0.1)),
 }

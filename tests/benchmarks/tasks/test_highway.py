@@ -9,26 +9,10 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from benchmarks import mnist as mnist_module
-from benchmarks.data import Examples, Images
+from benchmarks.data import Examples
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.tasks.highway import PRESETS, Highway, HighwayProblem, _model
 from tests.benchmarks.recorded import recorded_runs
-
-
-@pytest.fixture
-def images(monkeypatch):
-    """Noisy images of ten classes, whose bright rows differ, in place of MNIST's."""
-    random = np.random.default_rng(0)
-
-    def part(count):
-        labels = np.arange(count, dtype=np.int32) % 10
-        pixels = random.integers(0, 100, (count, 28, 28), np.uint8)
-        pixels[np.arange(count), 15 + labels] += 155
-        return pixels, labels
-
-    made = Images(*part(480), *part(100), classes=10, notes=("made up",))
-    monkeypatch.setattr(mnist_module, "images", lambda dataset, data_dir: {"mnist": made}[dataset])
 
 
 @pytest.mark.slow

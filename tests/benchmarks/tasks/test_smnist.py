@@ -11,29 +11,11 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from benchmarks import mnist as mnist_module
-from benchmarks.data import Images
 from benchmarks.mnist import load_mnist
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.tasks.smnist import KINDS, PRESETS, ImageSequences, Model, SequentialMnist
 from benchmarks.training import split
 from tests.benchmarks.recorded import recorded_runs
-
-
-@pytest.fixture
-def images(monkeypatch):
-    """Noisy images of ten classes, whose bright rows differ, in place of MNIST's."""
-    random = np.random.default_rng(0)
-
-    def part(count):
-        labels = np.arange(count, dtype=np.int32) % 10
-        pixels = random.integers(0, 100, (count, 28, 28), np.uint8)
-        pixels[np.arange(count), 15 + labels] += 155
-        return pixels, labels
-
-    made = Images(*part(480), *part(100), classes=10, notes=("made up",))
-    monkeypatch.setattr(mnist_module, "images", lambda dataset, data_dir: {"mnist": made}[dataset])
-    return made
 
 
 def test_split_is_fixed_and_stratified_and_pixels_are_standardised(images):
