@@ -194,18 +194,21 @@ def _step_times(step_times: Sequence[StepTime]) -> list[str]:
         lines.append(
             [
                 escape(each.row),
-                OPTIMIZERS[each.optimizer].label if each.optimizer in OPTIMIZERS else escape(each.optimizer),
+                escape(each.label),
                 f"{1000 * each.seconds:.3f}",
+                _NOTHING if each.floor is None else f"{1000 * each.floor:.3f}",
+                _NOTHING if each.bytes is None else f"{each.bytes / 1e6:.1f}",
                 f"{each.ratio:.3f} ({lower:.3f} to {upper:.3f})",
                 f"{paper:.2f}" if paper else _NOTHING,
             ]
         )
     return [
         "## What a training step costs",
-        "Ratios are to the step of the optimiser's counterpart in weight space, with quartiles over turns. "
+        "Ratios are to the step of the optimiser's counterpart in weight space, with quartiles over turns; the floor "
+        "is the time of its matrix products and convolutions at the rate of one large product. "
         f"The paper's are ratios to SGD of the times of an epoch on a GPU: *{PATH_SPACE}*, Table 6. "
         "On other devices they are not comparable.",
-        _table(["network", "optimiser", "ms a step", "ratio", "paper"], lines, numbers=2),
+        _table(["network", "optimiser", "ms a step", "floor", "MB", "ratio", "paper"], lines, numbers=2),
     ]
 
 

@@ -53,13 +53,27 @@ class Ratios(msgspec.Struct, frozen=True):
 
 
 class StepTime(msgspec.Struct, frozen=True):
-    """The time of a training step of an optimiser, and its ratio to that of the counterpart in weight space."""
+    """The cost of a training step of an optimiser.
+
+    Attributes:
+      row: the network.
+      optimizer: the name of the optimiser.
+      label: the same in tables.
+      seconds: that a step takes.
+      ratio: of these to those of the counterpart in weight space.
+      quartiles: of this ratio.
+      floor: the seconds that the products of a step take at best; None where they were not counted.
+      bytes: the most memory that it takes; None where it is not known.
+    """
 
     row: str
     optimizer: str
+    label: str
     seconds: float
     ratio: float
     quartiles: tuple[float, float]
+    floor: float | None
+    bytes: int | None
 
 
 class GridTime(msgspec.Struct, frozen=True):

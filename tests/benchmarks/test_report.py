@@ -83,8 +83,9 @@ def report(tmp_path_factory):
     ratios = [{"length": 10, "width": 100, "ratios": [0.5, 0.7]}, {"length": 20, "width": 400, "ratios": [0.25]}]
     (results / "kappa" / "ratios.json").write_text(json.dumps(ratios))
     (results / "overhead").mkdir()
-    time = {"row": "smnist-28", "optimizer": "g_sgd", "seconds": 0.0025, "ratio": 1.07, "quartiles": [1.05, 1.1]}
-    times = [time, time | {"optimizer": "path_sgd_10"}]
+    time = {"row": "smnist-28", "optimizer": "g_sgd", "label": "G-SGD", "seconds": 0.0025, "ratio": 1.07}
+    time |= {"quartiles": [1.05, 1.1], "floor": 0.0004, "bytes": 1234567}
+    times = [time, time | {"optimizer": "pytorch_sgd", "label": "SGD in PyTorch", "floor": None, "bytes": None}]
     (results / "overhead" / "times.json").write_text(json.dumps(times))
     (results / "sweep-time").mkdir()
     grid = {"problem": "digits", "optimizer": "sgd", "runs": 24, "ratio": 0.41, "quartiles": [0.4, 0.432]}
@@ -150,8 +151,8 @@ def test_measurements_are_tables(report):
     text = report[0]
     assert "| T = 10 | 0.6 ± 0.1 | \N{EN DASH} |" in text
     assert "| T = 20 | \N{EN DASH} | 0.25 |" in text
-    assert "| smnist-28 | G-SGD | 2.500 | 1.070 (1.050 to 1.100) | 1.08 |" in text
-    assert "| smnist-28 | path\\_sgd\\_10 | 2.500 |" in text
+    assert "| smnist-28 | G-SGD | 2.500 | 0.400 | 1.2 | 1.070 (1.050 to 1.100) | 1.08 |" in text
+    assert "| smnist-28 | SGD in PyTorch | 2.500 | \N{EN DASH} | \N{EN DASH} | 1.070" in text
     assert "| digits | SGD | 24 | 0.41 (0.40 to 0.43) |" in text
 
 
