@@ -51,7 +51,6 @@ class ReluLanguageModel(nnx.Module):
         recurrent_scale: bound of the recurrent kernels of the start ``"uniform"``; None for the identity.
         embedding_scale: bound of the embedding and of an untied readout, whatever the start of the layers.
         unroll: number of time steps in one iteration of the scan, see `jax.lax.scan`.
-        hoist_inputs: whether the inputs of all steps are projected at once, before the scan; see `Recurrence`.
         dtype: dtype of the computation; None for that of the parameters.
         param_dtype: dtype of the parameters.
         rngs: random keys; the streams ``params`` and ``dropout`` are used.
@@ -95,7 +94,6 @@ class ReluLanguageModel(nnx.Module):
         recurrent_scale: float | None = None,
         embedding_scale: float = 0.1,
         unroll: int = 1,
-        hoist_inputs: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -119,7 +117,6 @@ class ReluLanguageModel(nnx.Module):
 
         self.dtype = param_dtype if dtype is None else dtype
         self.unroll = unroll
-        self.hoist_inputs = hoist_inputs
         self.embedding = nnx.Embed(
             vocabulary_size,
             embedding_features,
@@ -206,9 +203,7 @@ class ReluLanguageModel(nnx.Module):
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             if index > 0:
                 states = self.hidden_dropout(states)
-            last_state, states = scan_cell(
-                layer, states, layer_state, unroll=self.unroll, hoist_inputs=self.hoist_inputs
-            )
+            last_state, states = scan_cell(layer, states, layer_state, unroll=self.unroll)
             last_states.append(last_state)
         outputs = jnp.moveaxis(self.output_dropout(states), 0, 1)
         if isinstance(self.readout, _TiedReadout):

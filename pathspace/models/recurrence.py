@@ -1,5 +1,7 @@
 """Cells whose work on the inputs is done for all time steps at once, and the loop that runs them."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,8 @@ class RecurrentCell(nnx.RNNCellBase):
     - `constants`: what is the same in all steps: matrices ready for use, dropout masks;
     - `step`: the rest.
 
-    `nnx.RNN` runs these cells as it runs Flax's own, all three parts in each step; `Recurrence` only the last one.
+    `nnx.RNN` runs these cells as it runs Flax's own, all three parts in each step; `Recurrence` only the last one, by
+    the cell's `loop`.
 
     Source: the division is ours.
 
@@ -49,6 +52,15 @@ class RecurrentCell(nnx.RNNCellBase):
         """Next carry, and outputs."""
         raise NotImplementedError
 
+    def loop(self, carry: PyTree, projected: PyTree, constants: PyTree, *, unroll: int = 1) -> tuple[PyTree, Array]:
+        """Last carry, and the outputs of all steps; time is the first axis of what `project` has made."""
+        return jax.lax.scan(lambda carry, each: self.step(carry, each, constants), carry, projected, unroll=unroll)
+
+    @property
+    def hoists_inputs(self) -> bool:
+        """Whether it is faster to project the inputs of all steps at once, before the loop."""
+        return False
+
     def __call__(self, carry: PyTree, inputs: Float[Array, "*batch in_features"]) -> tuple[PyTree, Array]:
         """Next carry, and outputs, of shape (*batch, features)."""
         return self.step(carry, self.project(inputs), self.constants(inputs.shape[:-1]))
@@ -65,15 +77,15 @@ class Recurrence(nnx.Module):
     Computes (c_t, y_t) = cell(c_{t-1}, x_t) by `lax.scan`, from the cell's initial carry. `nnx.RNN` computes the same.
 
     Defaults are the fastest of what ``python -m benchmarks recurrence-time`` measured on a CPU. There, hoisting gained
-    5 % in GRUs of wide states (400) and lost 10 % to 40 % in low-rank cells, in `ReluCell` (of 100 to 1024 units) and
-    with few inputs; unrolling lost 10 % to 100 % in all cells but the unitary one.
+    5 % in GRUs of wide states (400) and lost 10 % to 40 % in low-rank cells and with few inputs; unrolling lost 10 % to
+    100 % in all cells but the unitary one. `ReluCell` hoists, for a loop whose gradients take one product.
 
     Args:
         cell: a `RecurrentCell`, or any other `nnx.RNNCellBase` of one feature axis.
         output: ``"last"`` for the outputs of the last step, ``"every"`` for those of every step.
         unroll: number of time steps in one iteration of the scan, see `jax.lax.scan`.
         hoist_inputs: whether the inputs of all steps are projected at once, before the loop, which takes memory for all
-            projections. Needs a `RecurrentCell`.
+            projections. Needs a `RecurrentCell`; None for what is faster for it.
 
     Raises:
         ValueError: for an unknown `output`, and to hoist the inputs of a cell that is no `RecurrentCell`; in a call,
@@ -92,7 +104,7 @@ class Recurrence(nnx.Module):
     """
 
     def __init__(
-        self, cell: nnx.RNNCellBase, *, output: str = "last", unroll: int = 1, hoist_inputs: bool = False
+        self, cell: nnx.RNNCellBase, *, output: str = "last", unroll: int = 1, hoist_inputs: bool | None = None
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"expected output to be one of {_OUTPUTS}, got {output!r}")
@@ -131,25 +143,28 @@ def scan_cell(
     carry: PyTree | None = None,
     *,
     unroll: int = 1,
-    hoist_inputs: bool = False,
+    hoist_inputs: bool | None = None,
 ) -> tuple[PyTree, Float[Array, "time *batch features"]]:
     """Last carry and the outputs of all steps, from `carry` or else the cell's initial one. Time comes first."""
     if carry is None:
         # Flax's cells ask for random keys, even where the initial carry is zero.
         carry = cell.initialize_carry(inputs.shape[1:], nnx.Rngs(0))
 
-    constants, sequence = None, inputs
-    if isinstance(cell, RecurrentCell):
-        constants = cell.constants(inputs.shape[1:-1])
-        if hoist_inputs:
-            sequence = cell.project(inputs)
+    if not isinstance(cell, RecurrentCell):
+        return jax.lax.scan(cell, _typed_carry(cell, carry, inputs), inputs, unroll=unroll)
+    constants = cell.constants(inputs.shape[1:-1])
+    if cell.hoists_inputs if hoist_inputs is None else hoist_inputs:
+        projected = cell.project(inputs)
+        carry = _typed_carry(lambda carry, each: cell.step(carry, each, constants), carry, projected)
+        return cell.loop(carry, projected, constants, unroll=unroll)
 
-    def step(carry: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
-        if not isinstance(cell, RecurrentCell):
-            return cell(carry, inputs)
-        return cell.step(carry, inputs if hoist_inputs else cell.project(inputs), constants)
+    def step(carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:
+        return cell.step(carry, cell.project(inputs), constants)
 
-    # The carry of a loop has one dtype, that of its initial value may be another.
+    return jax.lax.scan(step, _typed_carry(step, carry, inputs), inputs, unroll=unroll)
+
+
+def _typed_carry(step: Callable[..., tuple[PyTree, Array]], carry: PyTree, sequence: PyTree) -> PyTree:
+    """The carry of a loop has one dtype, that of its initial value may be another."""
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), sequence)
-    carry = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), carry, jax.eval_shape(step, carry, first)[0])
-    return jax.lax.scan(step, carry, sequence, unroll=unroll)
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), carry, jax.eval_shape(step, carry, first)[0])

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from .initializers import Initializer, Start
 from .recurrence import RecurrentCell
+from .relu_recurrence import relu_states
 
 _KERNEL_INIT = nnx.initializers.glorot_uniform()
 
@@ -96,9 +97,18 @@ class ReluCell(RecurrentCell):
 
     def step(self, carry: Array, projected: Array, constants: Array) -> tuple[Array, Array]:
         """The next state, twice."""
-        # Cast here, not before the loop: so the gradients of the steps add up in the dtype of the parameter.
         state = jax.nn.relu(projected + carry.astype(projected.dtype) @ constants.astype(projected.dtype))
         return state, state
+
+    def loop(self, carry: Array, projected: Array, constants: Array, *, unroll: int = 1) -> tuple[Array, Array]:
+        """The last state, and all states; see `relu_states`."""
+        states = relu_states(projected, constants, carry, unroll)
+        return states[-1] if len(states) else carry, states
+
+    @property
+    def hoists_inputs(self) -> bool:
+        """True: the gradient of the kernel is one product then."""
+        return True
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
         """Zeros of shape (*batch, hidden_features), for inputs of shape (*batch, in_features)."""

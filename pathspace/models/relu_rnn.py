@@ -45,7 +45,6 @@ class ReluRNN(nnx.Module):
         uniform_scale: bound of the non-recurrent kernels of the start ``"uniform"``.
         recurrent_scale: bound of the recurrent kernels of the start ``"uniform"``; None for the identity.
         unroll: number of time steps in one iteration of the scan, see `jax.lax.scan`.
-        hoist_inputs: whether the inputs of all steps are projected at once, before the scan; see `Recurrence`.
         dtype: dtype of the computation; None for that of inputs and parameters, promoted.
         param_dtype: dtype of the parameters.
         rngs: random keys; the stream ``params`` is used.
@@ -83,7 +82,6 @@ class ReluRNN(nnx.Module):
         uniform_scale: float = 0.01,
         recurrent_scale: float | None = None,
         unroll: int = 1,
-        hoist_inputs: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -98,7 +96,6 @@ class ReluRNN(nnx.Module):
         self.use_bias = use_bias
         self.output = output
         self.unroll = unroll
-        self.hoist_inputs = hoist_inputs
         self.layers = nnx.List(
             relu_cells(
                 in_features,
@@ -143,7 +140,7 @@ class ReluRNN(nnx.Module):
             )
         states = jnp.moveaxis(inputs, -2, 0)
         for layer in self.layers:
-            last_state, states = scan_cell(layer, states, unroll=self.unroll, hoist_inputs=self.hoist_inputs)
+            last_state, states = scan_cell(layer, states, unroll=self.unroll)
         if self.output == "last":
             return self.readout(last_state)
         return self.readout(jnp.moveaxis(states, 0, -2))

@@ -34,8 +34,8 @@ INPUTS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 def test_equals_the_loop_of_flax(x64, name):
     cell = CELLS[name](dtype=float, param_dtype=float, rngs=nnx.Rngs(0))
     expected = nnx.RNN(cell)(INPUTS)
-    for options in ({}, {"unroll": 3}, {"hoist_inputs": True}):
-        if "hoist_inputs" in options and not isinstance(cell, RecurrentCell):
+    for options in ({}, {"unroll": 3}, {"hoist_inputs": True}, {"hoist_inputs": False}):
+        if options.get("hoist_inputs") and not isinstance(cell, RecurrentCell):
             continue
         outputs = Recurrence(cell, output="every", **options)(INPUTS)
         assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12, err_msg=str(options))
