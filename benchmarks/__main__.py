@@ -12,6 +12,7 @@ from benchmarks.report import Report
 from benchmarks.tasks.adding import Adding
 from benchmarks.tasks.copying import Copying
 from benchmarks.tasks.digits import Digits
+from benchmarks.tasks.growth import Growth
 from benchmarks.tasks.highway import Highway
 from benchmarks.tasks.kappa import Kappa
 from benchmarks.tasks.language_modelling import LanguageModelling
@@ -40,6 +41,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "rcnn": Rcnn,
     "lm": LanguageModelling,
     "overhead": Overhead,
+    "growth": Growth,
     "kappa": Kappa,
     "recurrence-time": RecurrenceTime,
     "sweep-time": SweepTime,

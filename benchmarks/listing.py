@@ -50,6 +50,7 @@ ENTRIES = (
         5,
     ),
     Entry("overhead", "path space: Table 6", (), 5),
+    Entry("growth", "cost against the sizes of a network", (), 5),
     Entry("kappa", "Path-SGD: Figure 2", (), 5),
     Entry("recurrence-time", "cost of our recurrent loop", (), 5),
     Entry("sweep-time", "cost of many runs side by side", (), 3),

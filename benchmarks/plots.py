@@ -17,7 +17,7 @@ from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import Quantity, Run, best_learning_rate, mean_and_error, select, values_of
 
 _GREY = "#777777"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -90,7 +90,7 @@ def _panels(
     runs: Sequence[Run], quantity: Quantity, title: str, x_label: str, path: Path
 ) -> Iterator[list[tuple[float, Axes]]]:
     rescales = values_of(runs, "rescale")
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(rescales), figsize=(5.4 * len(rescales), 4.8), sharey=True, squeeze=False, layout="constrained"
         )

@@ -34,10 +34,13 @@ class StepProgram(NamedTuple):
     bytes: int
 
 
-def step_program(workload: Workload, optimizer: Optimizer, *, steps: int, both_terms: bool = False) -> StepProgram:
+def step_program(
+    workload: Workload, optimizer: Optimizer, *, steps: int, runs: int = 1, both_terms: bool = False
+) -> StepProgram:
     """The loop of forward and backward pass, update and new weights, compiled, on random examples.
 
-    Kappa has its second term too if `both_terms`, estimated from one random vector where it has no closed form.
+    With several `runs` as many networks train side by side. Kappa has its second term too if `both_terms`, estimated
+    from one random vector where it has no closed form.
     """
     inputs, labels = workload.examples(jax.random.key(0))
     graphdef, params, variables = split(workload.make_model(nnx.Rngs(0)))
@@ -72,6 +75,9 @@ def step_program(workload: Workload, optimizer: Optimizer, *, steps: int, both_t
 
     # The graph and kappa go on reading the first variables, which a donated copy would take away.
     latest = (params, jax.tree.map(jnp.copy, variables), transformation.init(params))
+    if runs > 1:
+        train = jax.vmap(train)
+        latest = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], runs, axis=0), latest)
     operations = product_operations(train, latest) / steps
     compiled = jax.jit(train, donate_argnums=0).lower(latest).compile()
 

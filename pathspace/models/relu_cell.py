@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .initializers import Initializer, Start
+from .products import kernel_product
 from .recurrence import RecurrentCell
 from .relu_recurrence import relu_states
 
@@ -71,6 +72,7 @@ class ReluCell(RecurrentCell):
             hidden_features,
             use_bias=use_bias,
             kernel_init=kernel_init,
+            dot_general=kernel_product,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
