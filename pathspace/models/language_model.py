@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .initializers import Start, starts, uniform
+from .products import kernel_product, times_kernel
 from .recurrence import scan_cell
 from .relu_cell import relu_cells
 
@@ -149,6 +150,7 @@ class ReluLanguageModel(nnx.Module):
                 hidden_features[-1],
                 vocabulary_size,
                 kernel_init=uniform(embedding_scale),
+                dot_general=kernel_product,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -271,7 +273,8 @@ class _TiedReadout(nnx.Module):
     def __call__(
         self, states: Float[Array, "*batch features"], embedding: nnx.Embed
     ) -> Float[Array, "*batch vocabulary"]:
-        products = embedding.attend(states)
+        states, table = embedding.promote_dtype((states, embedding.embedding[...]), dtype=embedding.dtype)
+        products = times_kernel(states, table.T)
         return products + self.bias[...].astype(products.dtype)
 
 

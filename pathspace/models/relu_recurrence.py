@@ -35,11 +35,7 @@ def relu_states(
     Source: the transformation is ours; the gradient is that of backpropagation through time.
     """
 
-    def step(state: Array, projected: Array) -> tuple[Array, Array]:
-        state = jax.nn.relu(projected + state @ kernel.astype(state.dtype))
-        return state, state
-
-    return lax.scan(step, first.astype(projected.dtype), projected, unroll=unroll)[1]
+    return _loop(projected, kernel, first, unroll)[0]
 
 
 @relu_states.defjvp
@@ -48,8 +44,7 @@ def _relu_states_jvp(
 ) -> tuple[Array, Array]:
     projected, kernel, first = primals
     projected_tangent, kernel_tangent, first_tangent = tangents
-    states = relu_states(projected, kernel, first, unroll)
-    before = jnp.concatenate([first.astype(states.dtype)[None], states])[:-1]
+    states, before = _loop(projected, kernel, first, unroll)
     entering = projected_tangent + times_tangent(before, kernel_tangent.astype(before.dtype))
 
     def step(tangent: Array, slices: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -58,3 +53,13 @@ def _relu_states_jvp(
         return tangent, tangent
 
     return states, lax.scan(step, first_tangent.astype(states.dtype), (entering, states), unroll=unroll)[1]
+
+
+def _loop(projected: Array, kernel: Array, first: Array, unroll: int) -> tuple[Array, Array]:
+    """The states after all steps, and those before them."""
+
+    def step(state: Array, projected: Array) -> tuple[Array, tuple[Array, Array]]:
+        following = jax.nn.relu(projected + state @ kernel.astype(state.dtype))
+        return following, (following, state)
+
+    return lax.scan(step, first.astype(projected.dtype), projected, unroll=unroll)[1]

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .initializers import starts
+from .products import kernel_product
 from .recurrence import scan_cell
 from .relu_cell import relu_cells
 
@@ -112,6 +113,7 @@ class ReluRNN(nnx.Module):
             out_features,
             use_bias=use_bias,
             kernel_init=known[start].readout,
+            dot_general=kernel_product,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
