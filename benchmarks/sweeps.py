@@ -162,11 +162,9 @@ def _advance(
     epochs: Int[Array, " epochs"],
 ) -> tuple[dict[str, State], dict[str, Metrics]]:
     trained = {
-        name: jax.vmap(
-            functools.partial(training.train, problem, OPTIMIZERS[name], placement.share_batches),
-            in_axes=(0, 0, None, None),
-            spmd_axis_name=placement.runs_axis,
-        )(each, states[name], data, epochs)
+        name: placement.over_runs(
+            functools.partial(training.train, problem, OPTIMIZERS[name], placement.share_batches)
+        )((each, states[name]), data, epochs)
         for name, each in configurations.items()
     }
     return {name: state for name, (state, _) in trained.items()}, {

@@ -87,17 +87,17 @@ class SweepTime:
         train = functools.partial(training.train, problem, OPTIMIZERS[optimizer], lambda batches: batches)
         states = jax.jit(jax.vmap(lambda each: start(each, *initial(each))))(configurations)
         one = jax.jit(train)
-        many = jax.jit(jax.vmap(train, in_axes=(0, 0, None, None)))
         count, epoch = len(configurations.seed), np.arange(1)
         data = jax.device_put(problem.data)
         runs = [jax.tree.map(lambda leaf, i=i: leaf[i], (configurations, states)) for i in range(count)]
         placement = Placement()
+        many = jax.jit(placement.over_runs(train))
         (spread,) = placement.chunks(configurations, 1)
         spread_states = jax.device_put(states, placement.runs)
         data_everywhere = jax.device_put(problem.data, placement.everywhere)
         return [
             lambda: [one(*run, data, epoch) for run in runs],
-            lambda: many(spread, spread_states, data_everywhere, epoch),
+            lambda: many((spread, spread_states), data_everywhere, epoch),
         ]
 
 
