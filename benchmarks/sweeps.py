@@ -55,7 +55,8 @@ def sweep(
 ) -> tuple[list[Run], float]:
     """Train every configuration of every optimiser.
 
-    All are trained side by side; where memory is short, in as few chunks as possible, one after the other.
+    All are trained in one program (see `Placement.over_runs`); where memory is short, in as few chunks as possible, one
+    after the other.
 
     Args:
       problem: what to train.

@@ -29,10 +29,10 @@ _Problem = Literal["digits", "smnist-28"]
 
 @dataclasses.dataclass(frozen=True)
 class SweepTime:
-    """Time an epoch of a grid of runs, mapped into one program, and of as many single runs of one compiled program.
+    """Time an epoch of a grid of runs in one program, and of as many single runs of another.
 
-    A grid is spread over all devices, as in a task; a single run has one of them. Networks are ReLU RNNs of 100 units;
-    smnist-28 has 20 batches of 64 random images.
+    A grid is spread over all devices, as in a task, and on processors computed a few runs at a time; a single run has
+    one of the devices. Networks are ReLU RNNs of 100 units; smnist-28 has 20 batches of 64 random images.
     """
 
     problems: tuple[_Problem, ...] = ("digits", "smnist-28")

@@ -9,6 +9,11 @@ from jaxtyping import Array, Float
 
 from .products import times_tangent
 
+# Units from which on a loop runs faster with the transposed kernel, whose rows are then what a product sums over.
+# Measured on two CPU cores with 40 vectors, the time of a step with the transposed kernel in comparison to that with
+# the kernel itself: 400 units 1.6, 512 1.03, 1024 .99, 1200 .87, 1550 .67, 2048 .51.
+_WIDE = 1200
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def relu_states(
@@ -35,7 +40,7 @@ def relu_states(
     Source: the transformation is ours; the gradient is that of backpropagation through time.
     """
 
-    return _loop(projected, kernel, first, unroll)[0]
+    return _loop(projected, kernel, first, unroll, summed_axis=0)[0]
 
 
 @relu_states.defjvp
@@ -44,7 +49,10 @@ def _relu_states_jvp(
 ) -> tuple[Array, Array]:
     projected, kernel, first = primals
     projected_tangent, kernel_tangent, first_tangent = tangents
-    states, before = _loop(projected, kernel, first, unroll)
+    if len(kernel) < _WIDE:
+        states, before = _loop(projected, kernel, first, unroll, summed_axis=0)
+    else:
+        states, before = _loop(projected, kernel.T, first, unroll, summed_axis=1)
     entering = projected_tangent + times_tangent(before, kernel_tangent.astype(before.dtype))
 
     def step(tangent: Array, slices: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -55,11 +63,12 @@ def _relu_states_jvp(
     return states, lax.scan(step, first_tangent.astype(states.dtype), (entering, states), unroll=unroll)[1]
 
 
-def _loop(projected: Array, kernel: Array, first: Array, unroll: int) -> tuple[Array, Array]:
+def _loop(projected: Array, kernel: Array, first: Array, unroll: int, *, summed_axis: int) -> tuple[Array, Array]:
     """The states after all steps, and those before them."""
+    dimensions = (((first.ndim - 1,), (summed_axis,)), ((), ()))
 
     def step(state: Array, projected: Array) -> tuple[Array, tuple[Array, Array]]:
-        following = jax.nn.relu(projected + state @ kernel.astype(state.dtype))
+        following = jax.nn.relu(projected + lax.dot_general(state, kernel.astype(state.dtype), dimensions))
         return following, (following, state)
 
     return lax.scan(step, first.astype(projected.dtype), projected, unroll=unroll)[1]

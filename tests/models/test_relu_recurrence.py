@@ -7,6 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from numpy.testing import assert_allclose, assert_array_equal
 
+from pathspace.models import relu_recurrence
 from pathspace.models.relu_recurrence import relu_states
 
 
@@ -55,6 +56,15 @@ def test_derivatives_are_those_of_the_plain_loop(x64, time, batch, units, unroll
 
     for got, expected in zip(*map(jax.tree.leaves, (derivatives(ours), derivatives(plain))), strict=True):
         assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_wide_kernels_are_transposed_before_the_loop(x64, monkeypatch):
+    args = arguments(4, (2,), 3)
+    expected = jax.value_and_grad(weighted_sum(relu_states, 1), argnums=(0, 1, 2))(*args)
+    monkeypatch.setattr(relu_recurrence, "_WIDE", 3)
+    got = jax.value_and_grad(weighted_sum(relu_states, 1), argnums=(0, 1, 2))(*args)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert_allclose(ours, other, rtol=1e-12)
 
 
 def test_gradients_of_a_batch_of_networks(x64):
