@@ -31,7 +31,7 @@ PAPERS = {"path space": PATH_SPACE, "Path-SGD": PATH_SGD, "low rank": LOW_RANK}
 
 ENTRIES = (
     Entry("digits", "rescaled and standard starts", (), 2),
-    Entry("adding", "Path-SGD: Figure 3, Table 2", (), 3),
+    Entry("adding", "Path-SGD: Figure 3, Table 2", (), 2),
     Entry("copying", "low rank: Section 3.0.1, Figure 2", (), 5),
     Entry("highway", "low rank: Appendix A.1", ("mnist",), 5),
     Entry(

@@ -43,7 +43,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(lengths=(100,), steps=12_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(7e-4,)),
+    "quick": Preset(lengths=(100,), steps=10_000, seeds=2, sgd_learning_rates=(0.1,), path_sgd_learning_rates=(7e-4,)),
     "paper": Preset(
         lengths=(100, 400, 750),
         steps=400_000,
@@ -70,7 +70,7 @@ class Adding:
     """
 
     preset: Literal["quick", "paper"] = "quick"
-    """Sets what is not set below: two to three minutes on two cores, or the lengths of the paper for hours."""
+    """Sets what is not set below: two minutes on two cores, or the lengths of the paper for hours."""
     lengths: tuple[int, ...] | None = None
     """Lengths of the sequences."""
     steps: int | None = None

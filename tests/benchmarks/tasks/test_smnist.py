@@ -167,7 +167,7 @@ def test_model_that_no_optimiser_trains_is_an_error(model, optimizer):
 def test_real_images_are_learned(tmp_path):
     if "PATHSPACE_DATA" not in os.environ:
         pytest.skip("MNIST is not on this machine: set PATHSPACE_DATA to the folder that has it")
-    rates = {"sgd_learning_rates": (0.03,)}
-    SequentialMnist(models=("relu:32",), optimizers=("sgd",), epochs=1, seeds=1, **rates, output=tmp_path).run()
+    rates = {"adam_learning_rates": (0.003,)}
+    SequentialMnist(models=("relu:32",), optimizers=("adam",), epochs=1, seeds=1, **rates, output=tmp_path).run()
     line = json.loads((tmp_path / "28-plain" / "relu-32" / "runs.jsonl").read_text())
     assert line["test_error"][-1] < 0.3
