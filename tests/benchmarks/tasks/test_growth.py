@@ -27,6 +27,7 @@ def test_exponents():
     assert np.isnan(growth._exponent(sizes[:1], sizes[:1]))
 
 
+@pytest.mark.slow
 def test_memory_of_runs_side_by_side_grows_with_their_number(monkeypatch):
     monkeypatch.setattr(growth, "_SIZES", {"time_steps": 4, "units": 8, "batch": 4, "layers": 1, "runs": 1})
     measure = Growth(optimizers=("sgd",), turns=2)._measured
