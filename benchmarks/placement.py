@@ -60,15 +60,15 @@ class Placement:
         """For arrays of which every device has a copy."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def over_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def over_runs(self, function: Callable[..., Any], *, one_by_one: bool = False) -> Callable[..., Any]:
         """A function of one run and of shared arguments, made one of all runs, which lie along the first axis.
 
-        The runs of an accelerator are computed side by side, those of a processor a few at a time.
+        The runs of an accelerator are computed side by side, those of a processor a few at a time or `one_by_one`.
         """
 
         def of_row(runs: PyTree, *shared: Any) -> PyTree:
             count = len(jax.tree.leaves(runs)[0])
-            at_once = next((few for few in _AT_ONCE if count % few == 0), 1)
+            at_once = 1 if one_by_one else next((few for few in _AT_ONCE if count % few == 0), 1)
             few = jax.vmap(lambda run: function(*run, *shared))
             if jax.default_backend() != "cpu" or at_once == count:
                 return few(runs)

@@ -71,8 +71,7 @@ def step_program(
         return (optax.apply_updates(params, updates), variables, state), None
 
     def train(latest: Any) -> Any:
-        # A single step is no loop, in which convolutions and their gradients are many times slower on processors.
-        return jax.lax.scan(step, latest, length=steps, unroll=steps == 1)[0]
+        return jax.lax.scan(step, latest, length=steps)[0]
 
     # The graph and kappa go on reading the first variables, which a donated copy would take away.
     latest = (params, jax.tree.map(jnp.copy, variables), transformation.init(params))

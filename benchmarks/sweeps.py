@@ -164,7 +164,8 @@ def _advance(
 ) -> tuple[dict[str, State], dict[str, Metrics]]:
     trained = {
         name: placement.over_runs(
-            functools.partial(training.train, problem, OPTIMIZERS[name], placement.share_batches)
+            functools.partial(training.train, problem, OPTIMIZERS[name], placement.share_batches),
+            one_by_one=problem.one_by_one,
         )((each, states[name]), data, epochs)
         for name, each in configurations.items()
     }

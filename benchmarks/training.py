@@ -73,6 +73,7 @@ class Problem(abc.ABC):
       weight_decay: see `benchmarks.optimizers.Setting`.
       max_gradient_norm: to which gradients are clipped.
       rescalable: whether the model has units that can be rescaled. Without, the graph is empty.
+      one_by_one: whether a processor computes no two runs at once, see `Placement.over_runs`.
     """
 
     make_model: Callable[[nnx.Rngs], Any]
@@ -84,6 +85,7 @@ class Problem(abc.ABC):
     weight_decay: float = 0.0
     max_gradient_norm: float | None = None
     rescalable: bool = True
+    one_by_one: bool = False
 
     @abc.abstractmethod
     def batches(self, key: Array) -> Array:

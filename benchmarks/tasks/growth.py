@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -106,15 +107,14 @@ class Growth:
 
 _SIZES = {"time_steps": 50, "units": 128, "batch": 32, "layers": 1, "runs": 1}
 _AXES = tuple(_SIZES)
-_COSTS = {"seconds": "ms", "bytes": "MB"}
-_UNITS = {"seconds": 1e-3, "bytes": 1e6}
+_COSTS = {"seconds": ("time", "ms", 1e-3), "bytes": ("memory", "MB", 1e6)}  # name, unit, and how much that is
 
 
 def _curves(points: Sequence[_Point], axis: str, cost: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for point in points:
         if point.axis == axis:
-            curves.setdefault(point.optimizer, []).append((point.size, getattr(point, cost) / _UNITS[cost]))
+            curves.setdefault(point.optimizer, []).append((point.size, getattr(point, cost) / _COSTS[cost][2]))
     return {name: tuple(np.array(sorted(curve)).T) for name, curve in curves.items()}
 
 
@@ -128,7 +128,7 @@ def _table(points: Sequence[_Point]) -> Table:
     table = Table(title="Exponents: cost grows as size to the power of")
     table.add_column("size", no_wrap=True)
     names = list(dict.fromkeys(point.optimizer for point in points))
-    for cost in ("time", "memory"):
+    for cost, _, _ in _COSTS.values():
         for name in names:
             table.add_column(f"{cost}, {OPTIMIZERS[name].label}", justify="right")
     for axis in _AXES:
@@ -140,7 +140,7 @@ def _table(points: Sequence[_Point]) -> Table:
 def _draw(points: Sequence[_Point], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, rows = plt.subplots(len(_COSTS), len(_AXES), figsize=(3 * len(_AXES), 6), sharey="row", sharex="col")
-        for (cost, unit), panels in zip(_COSTS.items(), rows, strict=True):
+        for (cost, (title, unit, _)), panels in zip(_COSTS.items(), rows, strict=True):
             for axis, panel in zip(_AXES, panels, strict=True):
                 for name, (sizes, costs) in _curves(points, axis, cost).items():
                     optimizer = OPTIMIZERS[name]
@@ -149,7 +149,9 @@ def _draw(points: Sequence[_Point], path: Path) -> None:
                     panel.loglog(sizes, costs[-1] * sizes / sizes[-1], color="#cccccc", linewidth=0.8, zorder=0)
                 panel.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
                 panel.minorticks_off()
-            panels[0].set_ylabel(f"{'time' if cost == 'seconds' else 'memory'} of a step, {unit}")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panels[0].set_ylabel(f"{title} of a step, {unit}")
         for axis, panel in zip(_AXES, rows[-1], strict=True):
             panel.set_xlabel(axis.replace("_", " "))
         rows[0][0].legend(frameon=False)

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
+
+from ..platforms import by_platform
 
 
 def kernel_product(inputs: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
@@ -40,9 +41,7 @@ def times_tangent(
     inputs: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features features"]
 ) -> Float[Array, "*batch features"]:
     """inputs @ kernel, where what is differentiated is the kernel alone."""
-    if any(jax.typeof(inputs).sharding.spec):
-        return inputs @ kernel
-    return lax.platform_dependent(inputs, kernel, cpu=_flat_product, default=jnp.matmul)
+    return by_platform(_flat_product, jnp.matmul, inputs, kernel)
 
 
 def _flat_product(inputs: Array, kernel: Array) -> Array:

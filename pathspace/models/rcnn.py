@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ..convolutions import convolution
 from .initializers import Initializer
 
 _VARIANTS = ("canonical", "cited")
@@ -16,7 +17,7 @@ _VARIANTS = ("canonical", "cited")
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 _batch_norm = partial(nnx.BatchNorm, momentum=0.9)
-_convolution = partial(nnx.Conv, kernel_size=(3, 3), padding="SAME")
+_convolution = partial(nnx.Conv, kernel_size=(3, 3), padding="SAME", conv_general_dilated=convolution)
 
 
 class RCNN(nnx.Module):
@@ -232,8 +233,7 @@ class _RecurrentConvolution(nnx.Module):
         """The states after the last iteration."""
         fed = self.feed_forward(inputs)
         state = _activation(self.recurrent(inputs) if self.variant == "cited" else fed, self.norms[0], self.variant)
-        # No `lax.scan`: the gradients of its convolutions take many times longer on CPUs, and it would merge the units
-        # of the last state, which a norm of its own sets apart, with those of the others.
+        # No `lax.scan`: it would merge the units of the last state, which a norm of its own sets apart, with others.
         for norm in self.norms[1:]:
             state = _activation(fed + self.recurrent(state), norm, self.variant)
         return state

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..convolutions import convolution
 from .compat import JaxprEqn, apply, is_inexact, is_numeric, primitives, scan_sizes
 from .path_interpreter import PathNetwork, all_constant, weights_only
 from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shift, shifted_to
@@ -20,6 +21,12 @@ _register = functools.partial(register_in, PATH_RULES, "path")
 def _apply(eqn: JaxprEqn, *arrays: Any) -> Any:
     """The only output."""
     return apply(eqn, *arrays)[0]
+
+
+def _contracted(eqn: JaxprEqn, first: Any, second: Any) -> Any:
+    if eqn.primitive is lax.conv_general_dilated_p:
+        return convolution(first, second, **eqn.params)
+    return _apply(eqn, first, second)
 
 
 def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
@@ -99,10 +106,10 @@ def contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) 
     """Matrix products and convolutions."""
     if isinstance(first, Signal) and isinstance(second, Constant | Weight):
         stream = network.signal(first)
-        path = _apply(eqn, stream.path, network.weight(second).path)
+        path = _contracted(eqn, stream.path, network.weight(second).path)
     elif isinstance(second, Signal) and isinstance(first, Constant | Weight):
         stream = network.signal(second)
-        path = _apply(eqn, network.weight(first).path, stream.path)
+        path = _contracted(eqn, network.weight(first).path, stream.path)
     else:
         return _multiplies_weights(network, eqn, first, second)
     return [network.tempered(Signal(path, stream.shift))]

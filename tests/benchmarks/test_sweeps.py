@@ -74,16 +74,25 @@ def test_what_does_not_fit_into_memory_is_trained_in_chunks(problem, expected, m
     assert_same(finite, [run for run in expected if run["learning_rate"] < 1], rtol=1e-3, atol=2 / 359)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "accelerator"])
+@pytest.mark.parametrize(("backend", "one_by_one"), [("cpu", False), ("cpu", True), ("accelerator", False)])
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 12])
-def test_runs_keep_their_order(count, backend, monkeypatch):
+def test_runs_keep_their_order(count, backend, one_by_one, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     placement = Placement()
     runs = (np.arange(count * placement.rows), np.arange(count * placement.rows * 6).reshape(-1, 3, 2))
-    function = jax.jit(placement.over_runs(lambda first, second, shared: (first + shared, second.sum(axis=1))))
+    function = jax.jit(
+        placement.over_runs(lambda first, second, shared: (first + shared, second.sum(axis=1)), one_by_one=one_by_one)
+    )
     first, second = function(runs, 5)
     assert_array_equal(first, runs[0] + 5)
     assert_array_equal(second, runs[1].sum(axis=2))
+
+
+@pytest.mark.parametrize(("one_by_one", "turns"), [(False, 6), (True, 12)])
+def test_a_processor_computes_a_few_runs_at_once_or_one_by_one(one_by_one, turns):
+    placement = Placement()
+    function = placement.over_runs(lambda run, shared: run + shared, one_by_one=one_by_one)
+    assert f" length={turns}\n" in str(jax.make_jaxpr(function)((np.arange(12 * placement.rows),), 5))
 
 
 class Stopped(Exception):

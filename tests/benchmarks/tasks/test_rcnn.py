@@ -3,11 +3,9 @@
 import functools
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from numpy.testing import assert_allclose
 
 from benchmarks.data import Images
@@ -100,7 +98,7 @@ def test_more_training_examples_than_there_are_is_an_error(toy_images):
 
 def problem_of(data, edges=None):
     return ImageClassification(
-        make_model=lambda rngs: rcnn._model(rngs, 1, 4, 2, "cited", 0.5),
+        make_model=lambda rngs: rcnn.RCNN(1, 4, 2, variant="cited", rngs=rngs),
         data=data[:3],
         prepare=data.standardize,
         batch_size=20,
@@ -122,15 +120,6 @@ def test_graphs_are_the_traced_one_and_the_papers_chain(toy_images, small_networ
     chain = {"first/kernel", "layers/0/feed_forward/kernel", "layers/0/recurrent/kernel", "readout/kernel"}
     assert {leaf.name for leaf in paper.leaves} == chain
     assert paper.num_units == 8
-
-
-def test_convolutions_by_product_are_convolutions():
-    model = rcnn._model(nnx.Rngs(0), 3, 4, 2, "cited", 0.5)
-    inputs = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
-    expected = jax.lax.conv_general_dilated(
-        inputs, model.first.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    assert_allclose(rcnn._convolution_by_product(inputs, model.first.kernel[...]), expected, atol=1e-5)
 
 
 def test_options_override_the_preset():

@@ -1,0 +1,128 @@
+"""Convolutions with a derivative rule of their own, against XLA's."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import lax
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pathspace.convolutions import convolution
+
+FAST = ("NHWC", "HWIO", "NHWC")
+
+# Shapes of inputs and kernel, and options of `jax.lax.conv_general_dilated`.
+CASES = {
+    "same": ((4, 5, 6, 3), (3, 3, 3, 2), {"dimension_numbers": FAST}),
+    "strides": ((2, 7, 6, 2), (3, 2, 2, 3), {"dimension_numbers": FAST, "window_strides": (2, 3)}),
+    "padding": ((2, 5, 4, 1), (2, 3, 1, 2), {"dimension_numbers": FAST, "padding": ((0, 2), (1, -1))}),
+    "dilation": ((2, 6, 7, 2), (2, 3, 2, 3), {"dimension_numbers": FAST, "rhs_dilation": (2, 1), "padding": "VALID"}),
+    "dilated_inputs": (
+        (2, 4, 3, 2),
+        (3, 3, 2, 1),
+        {"dimension_numbers": FAST, "lhs_dilation": (1, 2), "padding": ((1, 1),) * 2},
+    ),
+    "default_layout": ((2, 3, 5, 4), (2, 3, 3, 3), {}),
+    "mixed_layout": ((3, 5, 2, 4), (2, 3, 3, 3), {"dimension_numbers": ("CHNW", "OHWI", "WCNH")}),
+    "one_dimension": ((2, 6, 3), (3, 3, 2), {"dimension_numbers": ("NWC", "WIO", "NWC"), "window_strides": (1,)}),
+    "three_dimensions": (
+        (2, 3, 4, 3, 2),
+        (2, 3, 2, 2, 1),
+        {"dimension_numbers": ("NDHWC", "DHWIO", "NDHWC"), "window_strides": (1, 2, 1)},
+    ),
+    "groups": ((2, 5, 4, 4), (3, 3, 2, 6), {"dimension_numbers": FAST, "feature_group_count": 2}),
+    "groups_of_the_batch": ((4, 5, 4, 2), (3, 3, 2, 6), {"dimension_numbers": FAST, "batch_group_count": 2}),
+}
+
+
+def pair(options):
+    """Our convolution and XLA's, of two arguments."""
+    options = {"window_strides": (1, 1), "padding": "SAME"} | options
+    return tuple(partial(convolve, **options) for convolve in (convolution, lax.conv_general_dilated))
+
+
+def arguments(inputs_shape, kernel_shape, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(keys[0], inputs_shape), jax.random.normal(keys[1], kernel_shape)
+
+
+def loss_of(convolve):
+    return lambda inputs, kernel: jnp.sum(jnp.sin(convolve(inputs, kernel)) ** 2)
+
+
+def assert_same(got, expected):
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert_allclose(ours, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_are_those_of_xlas_convolution(x64, case):
+    *shapes, options = CASES[case]
+    args, directions = arguments(*shapes), arguments(*shapes, seed=1)
+    ours, plain = pair(options)
+    assert_array_equal(ours(*args), plain(*args))
+
+    def derivatives(convolve):
+        gradient = jax.grad(loss_of(convolve), argnums=(0, 1))
+        backward_over_backward = jax.grad(lambda *args: sum(map(jnp.vdot, gradient(*args), directions)), (0, 1))(*args)
+        forward = jax.jvp(loss_of(convolve), args, directions)[1]
+        return gradient(*args), forward, jax.jvp(gradient, args, directions)[1], backward_over_backward
+
+    assert_same(derivatives(ours), derivatives(plain))
+
+
+def test_gradients_of_a_batch_of_networks(x64):
+    *shapes, options = CASES["same"]
+    args = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arguments(*shapes, seed) for seed in range(3)))
+    ours, plain = (jax.vmap(jax.grad(loss_of(convolve), (0, 1)))(*args) for convolve in pair(options))
+    assert_same(ours, plain)
+
+
+def test_as_the_convolution_of_a_flax_module(x64):
+    def gradients(**options):
+        make = partial(nnx.Conv, 3, 4, (3, 3), strides=2, dtype=float, param_dtype=float, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(make(**options))
+        images, _ = arguments((2, 2, 5, 6, 3), ())
+        return jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(images) ** 2))(params)
+
+    assert_same(gradients(conv_general_dilated=convolution), gradients())
+
+
+def layouts(jaxpr):
+    """Of all convolutions."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            yield eqn.params["dimension_numbers"]
+        for inner in jaxprs_in_params(eqn.params):
+            yield from layouts(inner)
+
+
+@pytest.mark.parametrize("case", ["same", "strides", "dilation"])
+def test_convolutions_of_the_gradients_have_the_fast_layout(monkeypatch, case):
+    # As lowered for CPUs.
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+    *shapes, options = CASES[case]
+
+    def of_gradient(convolve):
+        return set(layouts(jax.make_jaxpr(jax.grad(loss_of(convolve), (0, 1)))(*arguments(*shapes)).jaxpr))
+
+    ours, plain = map(of_gradient, pair(options))
+    assert ours == {lax.conv_dimension_numbers((1,) * 4, (1,) * 4, FAST)}
+    assert len(plain) == 3
+
+
+def test_batches_that_are_spread_explicitly(x64):
+    mesh = jax.make_mesh((jax.device_count(),), ("examples",), axis_types=(AxisType.Explicit,))
+    *_, kernel_shape, options = CASES["same"]
+    inputs, kernel = arguments((2 * jax.device_count(), 5, 6, 3), kernel_shape)
+    gradient = jax.jit(jax.grad(loss_of(pair(options)[0]), (0, 1)))
+    expected = gradient(inputs, kernel)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("examples")))
+        got = gradient(spread, jax.device_put(kernel, NamedSharding(mesh, PartitionSpec())))
+    assert got[0].sharding.spec[0] == "examples"
+    assert_same(got, expected)
