@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
+from pathspace import convolutions
 from pathspace.convolutions import convolution
 
 FAST = ("NHWC", "HWIO", "NHWC")
@@ -27,7 +28,11 @@ CASES = {
         {"dimension_numbers": FAST, "lhs_dilation": (1, 2), "padding": ((1, 1),) * 2},
     ),
     "default_layout": ((2, 3, 5, 4), (2, 3, 3, 3), {}),
-    "mixed_layout": ((3, 5, 2, 4), (2, 3, 3, 3), {"dimension_numbers": ("CHNW", "OHWI", "WCNH")}),
+    "mixed_layout": (
+        (3, 5, 2, 4),
+        (2, 3, 3, 3),
+        {"dimension_numbers": ("CHNW", "OWHI", "WCNH"), "window_strides": (1, 2)},
+    ),
     "one_dimension": ((2, 6, 3), (3, 3, 2), {"dimension_numbers": ("NWC", "WIO", "NWC"), "window_strides": (1,)}),
     "three_dimensions": (
         (2, 3, 4, 3, 2),
@@ -59,8 +64,10 @@ def assert_same(got, expected):
         assert_allclose(ours, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("many", [0, 2**22])
 @pytest.mark.parametrize("case", CASES)
-def test_derivatives_are_those_of_xlas_convolution(x64, case):
+def test_derivatives_are_those_of_xlas_convolution(x64, monkeypatch, case, many):
+    monkeypatch.setattr(convolutions, "_MANY", many)
     *shapes, options = CASES[case]
     args, directions = arguments(*shapes), arguments(*shapes, seed=1)
     ours, plain = pair(options)
@@ -113,6 +120,16 @@ def test_convolutions_of_the_gradients_have_the_fast_layout(monkeypatch, case):
     ours, plain = map(of_gradient, pair(options))
     assert ours == {lax.conv_dimension_numbers((1,) * 4, (1,) * 4, FAST)}
     assert len(plain) == 3
+
+
+def test_gradients_of_the_kernels_of_large_convolutions_are_products(monkeypatch):
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+    monkeypatch.setattr(convolutions, "_MANY", 4 * 5 * 6 * 3 * 2 - 1)
+    *shapes, options = CASES["same"]
+    ours, _ = pair(options)
+    of_kernel = str(jax.make_jaxpr(jax.grad(loss_of(ours), 1))(*arguments(*shapes)))
+    assert of_kernel.count("= dot_general[") == 9
+    assert of_kernel.count("= conv_general_dilated[") == 1
 
 
 def test_batches_that_are_spread_explicitly(x64):
