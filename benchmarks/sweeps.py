@@ -26,7 +26,7 @@ class Progress(NamedTuple):
 
     Attributes:
       chunk: that is being trained, from 0.
-      chunks: of the runs; those of one chunk are trained side by side.
+      chunks: of the runs; those of one chunk are trained in one program.
       epochs: that this chunk has done.
       validation_error: the least of its runs after them; None before the first.
     """

@@ -24,7 +24,7 @@ class Digits:
     """Train a ReLU RNN on scikit-learn's handwritten digits with optimisers in weight space and in path space.
 
     Each 8x8 image is a sequence of its 8 rows; the 1797 images are split 60/20/20 % into training, validation and test
-    examples. All learning rates, rescalings and seeds train side by side in one compiled program. Errors are those
+    examples. All learning rates, rescalings and seeds train in one compiled program. Errors are those
     after the last epoch; learning rates are chosen by validation error.
     """
 
