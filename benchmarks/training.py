@@ -27,7 +27,8 @@ class Configuration(NamedTuple):
     Attributes:
       learning_rate: of the optimiser.
       rescale: the initial weights are rescaled by lognormal(0, rescale) per unit.
-      seed: sets the initial weights, the normal draws behind their rescaling, and the order of the batches.
+      seed: sets the initial weights, the normal draws behind their rescaling, the order of the batches, and the run's
+        data where they are drawn, see `Problem.data_of_run`.
     """
 
     learning_rate: Array | np.ndarray
@@ -86,6 +87,10 @@ class Problem(abc.ABC):
     max_gradient_norm: float | None = None
     rescalable: bool = True
     one_by_one: bool = False
+
+    def data_of_run(self, key: Array, data: PyTree) -> PyTree:
+        """What `loss` and `errors` get of the data in the run with this random key: all of them, as they are."""
+        return data
 
     @abc.abstractmethod
     def batches(self, key: Array) -> Array:
@@ -156,10 +161,13 @@ class Classification(Problem):
     Attributes:
       data: training, validation and test examples.
       prepare: makes the model's inputs of those of examples.
+      redraws: whether each seed draws its own training, validation and test examples from all of them, as many each as
+        in `data`. The spread of the errors over seeds then holds that of the test examples.
     """
 
     data: tuple[Examples, Examples, Examples]
     prepare: Callable[[Array], Array] = lambda inputs: inputs
+    redraws: bool = False
 
     def __post_init__(self) -> None:
         available = len(self.data[0].labels)
@@ -167,6 +175,19 @@ class Classification(Problem):
             raise ValueError(
                 f"expected a batch size from 1 to the {available} training examples, got {self.batch_size}"
             )
+
+    def data_of_run(self, key: Array, data: PyTree) -> PyTree:
+        """The examples, drawn anew if the problem redraws."""
+        if not self.redraws:
+            return data
+        sizes = [len(part.labels) for part in data]
+        order = jax.random.permutation(key, sum(sizes))
+        drawn = jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *data)
+        starts = np.cumsum([0, *sizes])
+        return tuple(
+            jax.tree.map(lambda whole, start=start, size=size: whole[start : start + size], drawn)
+            for start, size in zip(starts, sizes, strict=False)
+        )
 
     def batches(self, key: Array) -> Int[Array, "steps batch"]:
         available = len(self.data[0].labels)
@@ -201,9 +222,9 @@ def initial_model(
 
     They depend on seed and rescaling alone, and are the same for every optimiser.
     """
-    weights_key, scales_key, _ = _keys(configuration.seed)
-    _, params, variables = split(problem.make_model(nnx.Rngs(weights_key)))
-    scales = pathspace.random_scales(scales_key, graph, sigma=configuration.rescale)
+    keys = _keys(configuration.seed)
+    _, params, variables = split(problem.make_model(nnx.Rngs(keys.weights)))
+    scales = pathspace.random_scales(keys.scales, graph, sigma=configuration.rescale)
     params = pathspace.rescale(params, graph, scales)
     skeleton = pathspace.choose_skeleton(
         graph, params, method=problem.skeleton_method, reference=problem.skeleton_reference
@@ -238,7 +259,8 @@ def train(
     `share_batches` says how the batches of an epoch are laid out over devices.
     """
     transformation = problem.transformation(optimizer, configuration.learning_rate, state.skeleton)
-    _, _, order_key = _keys(configuration.seed)
+    keys = _keys(configuration.seed)
+    data = problem.data_of_run(keys.data, data)
 
     def step(carry: tuple[PyTree, PyTree, optax.OptState], batch: Array) -> tuple[Any, Float[Array, ""]]:
         params, variables, optimizer_state = carry
@@ -253,7 +275,7 @@ def train(
         return (optax.apply_updates(params, updates), variables, optimizer_state), loss
 
     def epoch(carry: tuple[PyTree, PyTree, optax.OptState], number: Int[Array, ""]) -> tuple[Any, Metrics]:
-        batches = share_batches(problem.batches(jax.random.fold_in(order_key, number)))
+        batches = share_batches(problem.batches(jax.random.fold_in(keys.order, number)))
         carry, losses = jax.lax.scan(step, carry, batches)
         model = problem.merge(carry[0], carry[1], training=False)
         return carry, Metrics(losses.mean(), *problem.errors(model, data))
@@ -263,5 +285,12 @@ def train(
     return State(params, variables, state.skeleton, optimizer_state), metrics
 
 
-def _keys(seed: Array | np.ndarray) -> Array:
-    return jax.random.split(jax.random.key(seed), 3)
+class _Keys(NamedTuple):
+    weights: Array
+    scales: Array
+    order: Array
+    data: Array
+
+
+def _keys(seed: Array | np.ndarray) -> _Keys:
+    return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))

@@ -27,7 +27,7 @@ def digit_rows() -> Dataset:
     """Scikit-learn's 1797 handwritten digits of 8x8 pixels, each a sequence of its 8 rows.
 
     The split is fixed and stratified: 60 % training, 20 % validation, 20 % test. Pixels are standardised by the mean
-    and the standard deviation over all pixels of the training images.
+    and the standard deviation over all pixels of all images, so that any other split may be made of them.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI Machine Learning Repository, 1998).
     """
@@ -38,7 +38,7 @@ def digit_rows() -> Dataset:
     validation_images, test_images, validation_labels, test_labels = train_test_split(
         other_images, other_labels, test_size=0.5, stratify=other_labels, random_state=0
     )
-    mean, deviation = train_images.mean(), train_images.std()
+    mean, deviation = digits.images.mean(), digits.images.std()
 
     def examples(images: np.ndarray, labels: np.ndarray) -> Examples:
         return Examples(((images - mean) / deviation).astype(np.float32), labels.astype(np.int32))

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -92,6 +94,10 @@ def shown(*tables):
     return capture.get()
 
 
+def examples_of(parts):
+    return [inputs.tobytes() for part in parts for inputs in np.asarray(part.inputs)]
+
+
 def test_command_names_each_optimiser_and_its_files(toy):
     output, folder = toy
     for name in ("sgd", "g_adam"):
@@ -158,7 +164,8 @@ def test_split_is_stratified_and_standardised():
     parts = data.train, data.validation, data.test
     assert [len(part.labels) for part in parts] == [1078, 359, 360]
     assert data.train.inputs.shape == (1078, 8, 8)
-    assert_allclose([data.train.inputs.mean(), data.train.inputs.std()], [0, 1], atol=1e-5)
+    pixels = np.concatenate([part.inputs for part in parts])
+    assert_allclose([pixels.mean(), pixels.std()], [0, 1], atol=1e-5)
     for part in parts:
         assert_allclose(np.bincount(part.labels) / len(part.labels), 0.1, atol=0.01)
 
@@ -214,6 +221,40 @@ def test_sweep_equals_its_single_runs(problem, initial_model):
         assert_allclose(run.train_loss, metrics.train_loss, rtol=1e-4)
         # One example more or less: rounding may tip the balance.
         assert_allclose(run.test_error, metrics.test_error, atol=1.5 / 360)
+
+
+def test_each_seed_draws_its_own_split_of_all_examples(problem):
+    drawing = dataclasses.replace(problem, redraws=True)
+    data = jax.tree.map(jnp.asarray, problem.data)
+    first, again, other = (
+        jax.tree.map(np.asarray, drawing.data_of_run(jax.random.key(seed), data)) for seed in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert [part.inputs.shape for part in other] == [(1078, 8, 8), (359, 8, 8), (360, 8, 8)]
+    for one, another in itertools.combinations([problem.data, first, other], 2):
+        assert sorted(examples_of(one)) == sorted(examples_of(another))
+        # Two random fifths have about a fifth of themselves in common.
+        assert len(set(examples_of(one[2:])) & set(examples_of(another[2:]))) < 0.3 * 360
+    chex.assert_trees_all_equal(problem.data_of_run(jax.random.key(0), problem.data), problem.data)
+
+
+def test_a_run_learns_and_is_judged_by_the_split_of_its_seed(problem, initial_model, monkeypatch):
+    drawing = dataclasses.replace(problem, redraws=True)
+    drawn = []
+    draw = Classification.data_of_run
+    monkeypatch.setattr(Classification, "data_of_run", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+
+    def metrics_of(problem, seed, data):
+        single = Configuration(jnp.float32(0.1), jnp.float32(0.0), jnp.int32(seed))
+        state = training.start(problem, OPTIMIZERS["sgd"], single, *initial_model(single))
+        return training.train(problem, OPTIMIZERS["sgd"], lambda batches: batches, single, state, data, jnp.arange(1))[
+            1
+        ]
+
+    data = jax.tree.map(jnp.asarray, problem.data)
+    of_split = [metrics_of(drawing, seed, data) for seed in (0, 1)]
+    chex.assert_trees_all_equal(of_split, [metrics_of(problem, seed, drawn[seed]) for seed in (0, 1)])
+    assert set(examples_of(drawn[0][2:])) != set(examples_of(drawn[1][2:]))
 
 
 def test_sweep_is_compiled_once(problem, monkeypatch):
