@@ -3,9 +3,10 @@
 Each unit v has an in-skeleton edge I(v) and an out-skeleton edge O(v); a(v) and b(v) are the products of weight over
 reference value along the skeleton from ground to v and from v to ground. The basis paths are the edges e outside O,
 
-    q_e = w_e m_e,    m_e = a(s(e)) b(t(e)),  divided by the reference value of w_e where e is an in-skeleton edge,
+    q_e = w_e m_e,    m_e = a(s(e)) b(t(e)),  times N(v) over the reference value of w_e where e is I(v),
 
-so that an all-skeleton path, e = I(v), has the value a(v) b(v). The out-skeleton weights never change, nor does b.
+so that an all-skeleton path, e = I(v), has the value N(v) a(v) b(v), which is N(v) at the reference point (see
+`Skeleton`). The out-skeleton weights never change, nor does b.
 A unit with a skeleton weight of 0 has no coordinates there and is treated as ground: its weights are their own values.
 """
 
@@ -33,7 +34,7 @@ class _Chart(NamedTuple):
 
     a: Units
     b: Units
-    b_special: Units  # b over the reference value of I(v)
+    b_special: Units  # b(v) N(v) over the reference value of I(v)
     skeleton_weights: Units  # w_I(v)
     shared: Flags  # whether I(v) is an out-skeleton edge as well
     on_chart: Flags
@@ -220,7 +221,7 @@ def allocate(
     limited = jnp.zeros((), jnp.int32)
     for name, leaf in graph.in_chain.items():
         update = leaf.target.collect(jnp.where(chart.special[leaf.name], updates[leaf.name], 0))[name]
-        raw = 1 + update / (chart.a[name] * chart.b[name])
+        raw = 1 + update / (chart.a[name] * chart.b[name] * skeleton.path_reference[name])
         ratio = jnp.where(jnp.isnan(raw), 1, jnp.clip(raw, 1 / max_ratio, max_ratio))
         free = chart.on_chart[name] & ~chart.shared[name]
         limited += jnp.sum(free & (ratio != raw), dtype=jnp.int32)
@@ -273,10 +274,13 @@ def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths:
         shared[name] = leaf.target.collect(through[leaf.name], "max")[name]
         along = before * in_values[name] / skeleton.in_reference[name]
         if values_are_paths:
-            along = jnp.where(shared[name], along, in_values[name] / b[name])
+            along = jnp.where(shared[name], along, in_values[name] / (b[name] * skeleton.path_reference[name]))
         a[name] = jnp.where(on_chart[name], _bounded(along), 1)
 
-    b_special = {name: _bounded(b[name] / reference) for name, reference in skeleton.in_reference.items()}
+    b_special = {
+        name: _bounded(b[name] * (skeleton.path_reference[name] / reference))
+        for name, reference in skeleton.in_reference.items()
+    }
     return _Chart(a, b, b_special, in_values, shared, on_chart, special, through, gauge)
 
 

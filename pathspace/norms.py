@@ -125,11 +125,11 @@ def path_norm(
 
 
 def basis_path_norm(params: PyTree, skeleton: Skeleton) -> Float[Array, ""]:
-    """The basis-path norm: the largest of all |log|q_e|| of all-skeleton paths and all |q_e| of the other basis paths.
+    """The basis-path norm: the largest of all |log|q_e / N|| of all-skeleton paths and |q_e| of other basis paths.
 
-    All-skeleton paths, e = I(v), stand in the denominators of other paths and should be neither large nor small; the
-    others should not be large. Node-wise rescaling does not change the norm. It is a regulariser: it can be
-    differentiated.
+    All-skeleton paths, e = I(v), with the reference value N(v) (see `Skeleton`), stand in the denominators of other
+    paths and should be neither large nor small; the others should not be large. Node-wise rescaling does not change the
+    norm. It is a regulariser: it can be differentiated.
 
     Args:
       params: the parameters.
@@ -157,7 +157,8 @@ def basis_path_norm(params: PyTree, skeleton: Skeleton) -> Float[Array, ""]:
         is_edge = ~gauge & ~(leaf.grounded(leaf.source) & leaf.grounded(leaf.target))
         all_skeleton = in_mask(skeleton, leaf, skeleton.in_edges) & ~gauge
         size = jnp.abs(values[leaf.name])
-        size = jnp.where(all_skeleton, jnp.abs(jnp.log(jnp.where(all_skeleton, size, 1))), size)
+        relative = size / leaf.target.spread(skeleton.path_reference, size.ndim, 1)
+        size = jnp.where(all_skeleton, jnp.abs(jnp.log(jnp.where(all_skeleton, relative, 1))), size)
         largest.append(jnp.max(jnp.where(is_edge, size, 0), initial=0))
     return functools.reduce(jnp.maximum, largest)
 

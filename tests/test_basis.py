@@ -86,10 +86,13 @@ def test_values_are_products_along_basis_paths_relative_to_the_reference(network
     in_edges, out_edges = skeleton_by_loops(skeleton)
     references = {edge: skeleton.in_reference[group][i] for (group, i), edge in in_edges.items()}
     references |= {edge: skeleton.out_reference[group][i] for (group, i), edge in out_edges.items()}
+    all_skeleton = set(in_edges.values())
     values = named_leaves(there_and_back(params, skeleton)[0])
     for edge, path in basis_paths_by_loops(skeleton).items():
         expected = math.prod(weight_of(params, e) for e in path)
         expected /= math.prod(references.get(e, 1) for e in path)
+        if edge in all_skeleton:
+            expected *= skeleton.path_reference[edge.target[0]][edge.target[1]]
         assert_allclose(values[edge.leaf][edge.index], expected, rtol=1e-12, err_msg=str(edge))
     for edge in out_edges.values():
         assert values[edge.leaf][edge.index] == weight_of(params, edge)

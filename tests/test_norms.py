@@ -249,14 +249,17 @@ def test_zero_weights_leave_no_path():
     assert norm_of(mlp, params, jnp.zeros((1, 2)), log=True) == -math.inf
 
 
+@pytest.mark.parametrize("reference", [None, "initial"])
 @pytest.mark.parametrize("network", NETWORKS[::3], ids=str)
-def test_basis_path_norm(network):
+def test_basis_path_norm(network, reference):
     params = jax.tree.map(jnp.asarray, network.parameters(0))
-    skeleton = choose(network.graph, params, reference=None)
-    all_skeleton = set(skeleton_by_loops(skeleton)[0].values())
+    point = network.parameters(1)
+    skeleton = choose(network.graph, point, reference=reference)
+    in_edges, out_edges = skeleton_by_loops(skeleton)
+    all_skeleton, measured = set(in_edges.values()), {*in_edges.values(), *out_edges.values()} if reference else ()
     sizes = []
     for edge, path in basis_paths_by_loops(skeleton).items():
-        value = abs(math.prod(weight_of(params, e) for e in path))
+        value = abs(math.prod(weight_of(params, e) / (weight_of(point, e) if e in measured else 1) for e in path))
         sizes.append(abs(math.log(value)) if edge in all_skeleton else value)
     norm = jax.jit(basis_path_norm)
     assert_allclose(norm(params, skeleton), max(sizes), rtol=1e-12)

@@ -1,3 +1,4 @@
+import math
 import re
 
 import jax
@@ -52,9 +53,34 @@ def test_reference_values(network):
         ):
             for (group, i), edge in edges.items():
                 assert_allclose(values[group][i], weight_of(point, edge), rtol=1e-10)
+        for group, i in skeleton_by_loops(skeleton)[0]:
+            assert_allclose(
+                skeleton.path_reference[group][i], norm_around(point, network.graph, (group, i)), rtol=1e-10
+            )
     raw = choose(network.graph, params, method="cyclic", reference=None)
-    for value in (*raw.in_reference.values(), *raw.out_reference.values()):
+    for value in jax.tree.leaves((raw.in_reference, raw.out_reference, raw.path_reference)):
         np.testing.assert_array_equal(value, 1)
+
+
+def norm_around(params, graph, unit):
+    """A weight from a unit to itself counts on both sides."""
+    ends = [(end, edge) for edge in edges_by_loops(graph) for end in (edge.source, edge.target)]
+    return math.sqrt(sum(weight_of(params, edge) ** 2 for end, edge in ends if end == unit))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_norms_of_weights_whose_squares_leave_the_dtype(scale):
+    network = MLP((2, 3, 2), bias=False)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), network.parameters(0))
+    usual = choose(network.graph, params, reference="initial")
+    extreme = choose(network.graph, jax.tree.map(lambda leaf: leaf * scale, params), reference="initial")
+    assert extreme.path_reference["h1"].dtype == jnp.float32
+    assert_allclose(extreme.path_reference["h1"], usual.path_reference["h1"] * scale, rtol=1e-5)
+    params["dense1"]["kernel"] *= 1e30
+    params["dense0"]["kernel"] = params["dense0"]["kernel"].at[:, 0].set(0.5)
+    params["dense1"]["kernel"] = params["dense1"]["kernel"].at[0].set(1e-8)
+    mixed = choose(network.graph, params, reference="initial")
+    assert mixed.path_reference["h1"][0] == 0.5  # the least that it can be: squares relative to 1e30 vanish
 
 
 @over_networks(max_examples=2)
