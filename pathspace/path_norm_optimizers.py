@@ -120,7 +120,7 @@ def scale_by_path_kappa(
             factor *= jnp.where(jnp.isinf(norm), 0, norm)
         if max_norm is not None:
             factor *= jnp.minimum(1, _quotient(max_norm, _norm(jax.tree.map(_divided, updates, roots))))
-        scaled = jax.tree.map(lambda d, g: _saturated(factor * d, g), divided, updates)
+        scaled = jax.tree.map(lambda d, g: _update(factor * d, g), divided, updates)
         kept = None if every == 1 else kappa
         return scaled, PathKappaState(optax.safe_increment(state.num_updates), kept, initial)
 
@@ -204,8 +204,9 @@ def path_adam(
 
 
 def _divided(grad: Array, kappa: Array) -> Array:
-    grad = grad.astype(kappa.dtype)
-    return jnp.where(kappa > 0, _saturated(grad / jnp.where(kappa > 0, kappa, 1), grad), 0)
+    """Without overflow; 0 where kappa is 0."""
+    quotient = grad.astype(kappa.dtype) / jnp.where(kappa > 0, kappa, 1)
+    return jnp.where(kappa > 0, _limited(quotient, kappa.dtype), 0)
 
 
 def _multiplied(weight: Array, root: Array) -> Array:
@@ -213,12 +214,16 @@ def _multiplied(weight: Array, root: Array) -> Array:
     return jnp.where(weight == 0, 0, weight.astype(root.dtype) * root)
 
 
-def _saturated(value: Array, grad: Array) -> Array:
+def _update(value: Array, grad: Array) -> Array:
     """In the gradient's dtype, without overflow; where the gradient is not finite it stays so, for others to see."""
     if not jnp.issubdtype(grad.dtype, jnp.floating):
         return value.astype(grad.dtype)
-    largest = jnp.finfo(grad.dtype).max.astype(value.dtype)
-    return jnp.where(jnp.isfinite(grad), jnp.clip(value, -largest, largest), value).astype(grad.dtype)
+    return jnp.where(jnp.isfinite(grad), _limited(value, grad.dtype).astype(grad.dtype), grad)
+
+
+def _limited(value: Array, dtype: Any) -> Array:
+    largest = jnp.finfo(dtype).max.astype(value.dtype)
+    return jnp.clip(value, -largest, largest)
 
 
 def _norm(tree: PyTree) -> Array:
