@@ -14,8 +14,8 @@ from .path_values import DATA, Constant, Data, Signal, Value, Weight, common_shi
 from .statistics import Statistics, is_statistic
 from .tables import PATH_RULES
 
-# Steps of one example are short: on a CPU, with 100 units, kappa takes a quarter less time with 4 in a turn of the loop,
-# and no less with 8; without any loop 60 instead of 78 microseconds for 28 steps, and as long as with one for 98.
+# Steps of one example are short. On a CPU, with 100 units, kappa takes a quarter less time with 4 of them in a turn of
+# the loop, no less with 8, and without any loop 60 instead of 78 microseconds for 28 steps, as long as with one for 98.
 _UNROLLED = 32
 _AT_ONCE = 4
 
