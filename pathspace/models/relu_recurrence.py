@@ -75,4 +75,4 @@ def _loop(projected: Array, kernel: Array, first: Array, unroll: int, *, summed_
     first = first.astype(projected.dtype)
     states = lax.scan(step, first, projected, unroll=unroll)[1]
     # Stored by the loop as well, those before would take a second array from the beginning, and 3 to 12 % more time.
-    return states, jnp.concatenate([first[None], states[:-1]])
+    return states, jnp.concatenate([first[None][: len(states)], states[:-1]])

@@ -74,22 +74,31 @@ def test_gradients_of_a_batch_of_networks(x64):
     assert_allclose(gradient, expected, rtol=1e-12)
 
 
-def products_in_loops(jaxpr, inside=False):
-    total = 0
+def equations(jaxpr, name):
+    """Of a primitive, at all depths."""
     for eqn in jaxpr.eqns:
-        total += inside and eqn.primitive.name == "dot_general"
+        if eqn.primitive.name == name:
+            yield eqn
         for inner in jaxprs_in_params(eqn.params):
-            total += products_in_loops(inner, inside or eqn.primitive.name == "scan")
-    return total
+            yield from equations(inner, name)
+
+
+def loops_of_gradient(states):
+    gradient = jax.grad(weighted_sum(states, 1), argnums=(0, 1))
+    return [*equations(jax.make_jaxpr(gradient)(*arguments(4, (2,), 3)).jaxpr, "scan")]
 
 
 def test_gradient_of_the_kernel_is_one_product_behind_the_loop():
     def products(states):
-        gradient = jax.grad(weighted_sum(states, 1), argnums=(0, 1))
-        return products_in_loops(jax.make_jaxpr(gradient)(*arguments(4, (2,), 3)).jaxpr)
+        return sum(len([*equations(loop.params["jaxpr"].jaxpr, "dot_general")]) for loop in loops_of_gradient(states))
 
     assert products(relu_states) == 2  # forward, backward
     assert products(plain_states) == 3
+
+
+def test_loops_store_one_array_each():
+    loops = loops_of_gradient(relu_states)
+    assert [len(loop.outvars) - loop.params["num_carry"] for loop in loops] == [1, 1]
 
 
 def test_gradients_of_narrow_states_add_up_in_the_dtype_of_the_kernel():
