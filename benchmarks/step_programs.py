@@ -23,13 +23,11 @@ class StepProgram(NamedTuple):
 
     Attributes:
       run: a call.
-      steps: in a call.
       operations: of the matrix products and convolutions in a step.
       bytes: the most memory that a call takes, with the weights.
     """
 
     run: Callable[[], Any]
-    steps: int
     operations: float
     bytes: int
 
@@ -86,7 +84,7 @@ def step_program(
         latest = compiled(latest)
         return latest
 
-    return StepProgram(run, steps, operations, peak_bytes(compiled))
+    return StepProgram(run, operations, peak_bytes(compiled))
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

@@ -17,11 +17,9 @@ class Workload(abc.ABC):
 
     Attributes:
       batch_size: examples in a training step.
-      steps: training steps in one program: few where a step takes seconds.
     """
 
     batch_size: int
-    steps: int
 
     @abc.abstractmethod
     def make_model(self, rngs: nnx.Rngs) -> Any:
@@ -45,7 +43,6 @@ class Recurrent(Workload):
     classes: int = 10
     hidden: tuple[int, ...] = (100,)
     batch_size: int = 64
-    steps: int = 10
 
     def make_model(self, rngs: nnx.Rngs) -> ReluRNN:
         return ReluRNN(self.features, self.hidden, self.classes, rngs=rngs)
@@ -63,7 +60,6 @@ class Convolutional(Workload):
     channels: int = 3
     classes: int = 10
     batch_size: int = 64
-    steps: int = 1
 
     def make_model(self, rngs: nnx.Rngs) -> RCNN:
         return RCNN(self.channels, self.maps, self.classes, variant="cited", rngs=rngs)
@@ -81,7 +77,6 @@ class Language(Workload):
     hidden: tuple[int, ...] = (1550, 1550, 1550, 400)
     time_steps: int = 70
     batch_size: int = 40
-    steps: int = 1
 
     def make_model(self, rngs: nnx.Rngs) -> ReluLanguageModel:
         return ReluLanguageModel(self.vocabulary, self.embedding, self.hidden, rngs=rngs)
@@ -104,7 +99,7 @@ WORKLOADS: dict[str, Workload] = {
     "smnist-28": Recurrent(28, 28),
     "smnist-98": Recurrent(98, 8),
     "smnist-784": Recurrent(784, 1),
-    "wide": Recurrent(50, 28, hidden=(1024,), batch_size=128, steps=1),
+    "wide": Recurrent(50, 28, hidden=(1024,), batch_size=128),
     "rcnn-96": Convolutional(96),
     "rcnn-128": Convolutional(128),
     "rcnn-160": Convolutional(160),

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,9 @@ from benchmarks.step_programs import StepProgram, step_program
 from benchmarks.timing import time_in_turns
 from benchmarks.workloads import WORKLOADS
 
-_EVERY = 10
+# In a program, so that little of its time is what a call takes, to map its memory above all: with 1024 units a sixth of
+# a step's time. Kappa every so many steps is computed once in a program.
+_STEPS = 10
 _BOTH_TERMS = "path_sgd_both"
 _PYTORCH = "pytorch_sgd"
 
@@ -36,7 +38,7 @@ _OPTIMIZERS = {
     **OPTIMIZERS,
     "path_sgd": _path_sgd("Path-SGD"),
     _BOTH_TERMS: _path_sgd("Path-SGD, both terms"),
-    "path_sgd_10": _path_sgd(f"Path-SGD every {_EVERY}", every=_EVERY),
+    "path_sgd_10": _path_sgd(f"Path-SGD every {_STEPS}", every=_STEPS),
 }
 
 _Row = Literal[
@@ -59,18 +61,18 @@ _Row = Literal[
 class Overhead:
     """Time training steps of a network with optimisers and with their counterparts in weight space.
 
-    The steps of a turn (forward and backward pass, update and new weights) are one program, as in an epoch of the other
-    tasks. All programs of a network take turns, so that whatever else the machine does befalls all; ratios are taken
-    turn by turn. Beside the times stand the most memory that a program takes, and the floor: what its matrix products
-    and convolutions take at the rate of this machine's product of two matrices of 2048 x 2048. Where PyTorch is
-    installed, the SGD step runs there too.
+    Ten steps (forward and backward pass, update and new weights) are one program, as in an epoch of the other tasks.
+    All programs of a network take turns, so that whatever else the machine does befalls all; ratios are taken turn by
+    turn. Beside the times stand the most memory that a program takes, and the floor: what its matrix products and
+    convolutions take at the rate of this machine's product of two matrices of 2048 x 2048. Where PyTorch is installed,
+    its SGD steps take turns with ours.
     """
 
     rows: tuple[_Row, ...] = ("digits", "smnist-28", "smnist-98", "smnist-784", "wide")
     """Networks. The ReLU RNNs of digits and smnist have 100 units and read batches of 64 (digits: 32); wide: 1024
     units, 50 time steps, batches of 128; rcnn: so many maps, images of CIFAR's size, batches of 64; lm: four layers of
-    1550, 1550, 1550 and 400 units, batches of 40 sequences (characters: 128) of 70 tokens. Steps of the last two take
-    seconds on a CPU."""
+    1550, 1550, 1550 and 400 units, batches of 40 sequences (characters: 128) of 70 tokens. Turns of the last two take
+    minutes on a CPU."""
     optimizers: tuple[Literal["g_sgd", "g_adam", "path_sgd", "path_sgd_both", "path_sgd_10"], ...] = (
         "g_sgd",
         "g_adam",
@@ -109,20 +111,20 @@ class Overhead:
         workload = WORKLOADS[row]
         names = dict.fromkeys(itertools.chain.from_iterable((_baseline(name), name) for name in self.optimizers))
         programs = {
-            name: step_program(
-                workload,
-                _OPTIMIZERS[name],
-                steps=_EVERY if name == "path_sgd_10" else workload.steps,
-                both_terms=name == _BOTH_TERMS,
-            )
+            name: step_program(workload, _OPTIMIZERS[name], steps=_STEPS, both_terms=name == _BOTH_TERMS)
             for name in names
         }
-        calls = {name: (program.run, program.steps) for name, program in programs.items()}
+        seconds = self._seconds({name: program.run for name, program in programs.items()})
+        lines = [_line(row, name, seconds, program, rate) for name, program in programs.items()]
         if pytorch.is_installed() and "sgd" in programs:
-            calls[_PYTORCH] = (pytorch.sgd_training(workload, workload.steps), workload.steps)
-        times = time_in_turns([run for run, _ in calls.values()], turns=self.turns, seconds=self.seconds)
-        seconds = {name: column / steps for (name, (_, steps)), column in zip(calls.items(), times.T, strict=True)}
-        return [_line(row, name, seconds, programs.get(name), rate) for name in calls]
+            # With turns of their own: PyTorch's threads go on for a while after a step, and whatever follows is slower.
+            calls = {"sgd": programs["sgd"].run, _PYTORCH: pytorch.sgd_training(workload, _STEPS)}
+            lines.append(_line(row, _PYTORCH, self._seconds(calls), None, rate))
+        return lines
+
+    def _seconds(self, calls: Mapping[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
+        times = time_in_turns([*calls.values()], turns=self.turns, seconds=self.seconds)
+        return {name: column / _STEPS for name, column in zip(calls, times.T, strict=True)}
 
 
 def _baseline(name: str) -> str:
