@@ -239,9 +239,10 @@ def _norms_around(graph: ReductionGraph, weights: dict[str, Array], in_weights: 
         square = jnp.square(weights[leaf.name] / largest)
         add_units(squares, leaf.source.collect(square))
         add_units(squares, leaf.target.collect(square))
-    # Squares may vanish beside the largest, a skeleton weight does not.
+    norms = {name: largest * jnp.sqrt(square) for name, square in squares.items()}
+    # Squares may vanish beside the largest, a skeleton weight does not; and a norm may overflow where no weight does.
     return {
-        name: jnp.maximum(jnp.abs(weight), largest * jnp.sqrt(squares[name])) for name, weight in in_weights.items()
+        name: jnp.clip(norms[name], jnp.abs(weight), jnp.finfo(weight.dtype).max) for name, weight in in_weights.items()
     }
 
 

@@ -81,6 +81,9 @@ def test_norms_of_weights_whose_squares_leave_the_dtype(scale):
     params["dense1"]["kernel"] = params["dense1"]["kernel"].at[0].set(1e-8)
     mixed = choose(network.graph, params, reference="initial")
     assert mixed.path_reference["h1"][0] == 0.5  # the least that it can be: squares relative to 1e30 vanish
+    largest = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.finfo(leaf.dtype).max), params)
+    saturated = choose(network.graph, largest, reference="initial")
+    np.testing.assert_array_equal(saturated.path_reference["h1"], jnp.finfo(jnp.float32).max)
 
 
 @over_networks(max_examples=2)
