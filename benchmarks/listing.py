@@ -53,7 +53,7 @@ ENTRIES = (
     Entry("growth", "cost against the sizes of a network", (), 5),
     Entry("kappa", "Path-SGD: Figure 2", (), 5),
     Entry("recurrence-time", "cost of our recurrent loop", (), 5),
-    Entry("sweep-time", "cost of many runs side by side", (), 3),
+    Entry("sweep-time", "cost of many runs in one program", (), 3),
     Entry("tracing-time", "cost of finding the reduction graph", (), 1),
 )
 

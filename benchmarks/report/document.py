@@ -219,7 +219,7 @@ def _grid_times(grid_times: Sequence[GridTime]) -> list[str]:
         name, ratio = OPTIMIZERS[each.optimizer].label, f"{each.ratio:.2f} ({lower:.2f} to {upper:.2f})"
         lines.append([escape(each.problem), name, f"{each.runs}", ratio])
     return [
-        "## What a grid of runs costs side by side",
+        "## What a grid of runs costs in one program",
         "Ratios are of the time of an epoch of all runs in one program to that of one run after the other, "
         "with quartiles over turns.",
         _table(["problem", "optimiser", "runs", "ratio"], lines, numbers=2),

@@ -77,7 +77,7 @@ class StepTime(msgspec.Struct, frozen=True):
 
 
 class GridTime(msgspec.Struct, frozen=True):
-    """The time of a grid of runs side by side in one program, as a ratio to that of one run after the other."""
+    """The time of a grid of runs in one program, as a ratio to that of one run after the other."""
 
     problem: str
     optimizer: str

@@ -1,4 +1,4 @@
-"""What a grid of runs costs side by side in one program, measured against one run after the other."""
+"""What a grid of runs costs in one program, measured against one run after the other."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ class SweepTime:
         console = Console()
         count = self.learning_rates * self.seeds
         table = Table(title=f"An epoch of {count} runs in s, median over turns; ratio: median (quartiles)")
-        for column in ("problem", "optimiser", "one by one", "side by side", "ratio"):
+        for column in ("problem", "optimiser", "one by one", "together", "ratio"):
             table.add_column(column, justify="right" if column not in ("problem", "optimiser") else "left")
         lines = []
         cases = [(problem, optimizer) for problem in self.problems for optimizer in self.optimizers]
