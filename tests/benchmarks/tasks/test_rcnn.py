@@ -150,7 +150,7 @@ def test_impossible_options_are_named(changes):
 @pytest.mark.slow
 @pytest.mark.skipif("PATHSPACE_DATA" not in os.environ, reason="needs $PATHSPACE_DATA")
 def test_real_digits_are_learnt(tmp_path):
-    Rcnn(train_examples=3000, maps=(8,), momentum_learning_rates=(0.015,), output=tmp_path).run()
+    Rcnn(train_examples=3000, maps=(8,), momentum_learning_rates=(0.015,), epochs=2, output=tmp_path).run()
     lines = recorded_runs(tmp_path / "mnist" / "8" / "runs.jsonl")
     for line in lines:
         assert line["test_error"][-1] < 0.3
