@@ -1,5 +1,8 @@
 """The timing of training steps."""
 
+import collections
+import functools
+import itertools
 import json
 
 import pytest
@@ -46,7 +49,14 @@ def test_impossible_options_are_named(changes, message):
 
 def test_programs_take_turns_until_the_time_is_over():
     called = []
-    programs = [lambda: called.append("a"), lambda: called.append("b")]
-    assert time_in_turns(programs, turns=3).shape == (3, 2)
-    assert "".join(called) == "ab" + "ba" + "ab" + "ba"
-    assert time_in_turns(programs, turns=9, seconds=0).shape == (2, 2)
+    programs = [functools.partial(called.append, name) for name in "abc"]
+    assert time_in_turns(programs, turns=90).shape == (90, 3)
+    assert all(sorted(called[i : i + 3]) == ["a", "b", "c"] for i in range(0, len(called), 3))
+    assert time_in_turns(programs, turns=9, seconds=0).shape == (2, 3)
+
+
+def test_no_program_follows_itself_more_often_than_others():
+    called = []
+    time_in_turns([functools.partial(called.append, name) for name in "abc"], turns=900)
+    repeated = collections.Counter(before for before, after in itertools.pairwise(called) if before == after)
+    assert all(80 < repeated[name] < 120 for name in "abc")
