@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ..convolutions import convolution
 from .initializers import Initializer
+from .pooling import max_pool
 
 _VARIANTS = ("canonical", "cited")
 
@@ -153,11 +154,11 @@ class RCNN(nnx.Module):
                 f"expected inputs of shape (*batch, height, width, {self.in_channels}), got {inputs.shape}: the last "
                 "axis holds the channels"
             )
-        state = _max_pool(_activation(self.first(inputs), self.first_norm, self.variant))
+        state = max_pool(_activation(self.first(inputs), self.first_norm, self.variant))
         for index, layer in enumerate(self.layers):
             state = layer(state)
             if index == 1:
-                state = _max_pool(state)
+                state = max_pool(state)
         # Not `jnp.max`, whose gradient divides by the number of pixels that equal the largest: XLA may compute these
         # twice, round them differently, and count none.
         largest = jnp.squeeze(nnx.max_pool(state, state.shape[-3:-1]), axis=(-3, -2))
@@ -243,13 +244,3 @@ def _activation(inputs: Array, norm: nnx.BatchNorm | None, variant: str) -> Arra
     if norm is None:
         return jax.nn.relu(inputs)
     return jax.nn.relu(norm(inputs)) if variant == "canonical" else norm(jax.nn.relu(inputs))
-
-
-def _max_pool(
-    inputs: Float[Array, "*batch height width maps"],
-) -> Float[Array, "*batch pooled_height pooled_width maps"]:
-    # Flax's own takes no padding with several batch axes.
-    batch_axes = inputs.ndim - 3
-    window, strides = ((1,) * batch_axes + (size, size, 1) for size in (3, 2))
-    padding = [(0, 0)] * batch_axes + [(1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(inputs, -jnp.inf, jax.lax.max, window, strides, padding)
