@@ -1,7 +1,5 @@
 """Max-pooling with a derivative rule of its own."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -68,5 +66,6 @@ def _pixels(axis: int, inputs: Array, outside: float) -> tuple[Array, Array, Arr
 
     inputs = padded(inputs, 0, inputs.shape[axis] % 2)
     shape = (*inputs.shape[:axis], inputs.shape[axis] // 2, 2, *inputs.shape[axis + 1 :])
-    even, odd = map(partial(lax.index_in_dim, inputs.reshape(shape), axis=axis + 1, keepdims=False), (0, 1))
+    pairs = inputs.reshape(shape)
+    even, odd = (lax.index_in_dim(pairs, place, axis + 1, keepdims=False) for place in (0, 1))
     return padded(odd, 1, -1), even, odd
