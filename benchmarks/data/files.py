@@ -39,13 +39,13 @@ def locate(dataset: str, data_dir: Path | None = None) -> dict[str, Path | None]
 
     The folders `data_dir`, `$PATHSPACE_DATA` and the user's cache are looked through in this order, each for a folder
     named as the data set. There a file lies under its name, compressed under its name and `.xz` or `.gz`, or in the
-    archive that it is downloaded in.
+    archive that it is downloaded in, which may also lie with another data set that is in it.
 
     Returns:
       For each file by name the path of the file or archive, or None.
     """
     return {
-        file.name: next(filter(Path.is_file, _candidates(file, _folders(dataset, data_dir))), None)
+        file.name: next(filter(Path.is_file, _candidates(dataset, file, data_dir)), None)
         for file in DATASETS[dataset].files
     }
 
@@ -77,22 +77,27 @@ def read(dataset: str, data_dir: Path | None = None) -> Contents:
     return Contents({file.name: files[file.name] for file in source.files}, tuple(notes))
 
 
-def _folders(dataset: str, data_dir: Path | None) -> list[Path]:
+def _folders(data_dir: Path | None) -> list[Path]:
     folders = (data_dir, os.environ.get("PATHSPACE_DATA"), _cache())
-    return [Path(folder) / dataset for folder in folders if folder]
+    return [Path(folder) for folder in folders if folder]
 
 
 def _cache() -> Path:
     return Path(pooch.os_cache("pathspace"))
 
 
-def _candidates(file: File, folders: Iterable[Path]) -> Iterable[Path]:
+def _candidates(dataset: str, file: File, data_dir: Path | None) -> Iterable[Path]:
     names = [file.name]
     if not file.name.endswith(_COMPRESSED):
         names += [f"{file.name}.xz", f"{file.name}.gz"]
+    places = [(dataset, name) for name in names]
     if file.archive is not None:
-        names.append(file.archive.name)
-    return (folder / name for folder in folders for name in names)
+        places += [(each, file.archive.name) for each in (dataset, *_datasets_in(file.archive))]
+    return (folder / each / name for folder in _folders(data_dir) for each, name in places)
+
+
+def _datasets_in(archive: File) -> list[str]:
+    return [name for name, source in DATASETS.items() if any(file.archive == archive for file in source.files)]
 
 
 def _download(dataset: str, missing: list[File], data_dir: Path | None) -> None:
@@ -116,7 +121,7 @@ def _what_is_missing(dataset: str, missing: list[File], data_dir: Path | None, r
         packed = f", in {archive.name} ({archive.size:,} bytes)" if archive else ""
         address = (archive or file).address
         lines.append(f"  {file.name} ({file.size:,} bytes){packed}, {address or 'not for download'}")
-    lines.append(f"Looked in {', '.join(str(folder) for folder in _folders(dataset, data_dir))}.")
+    lines.append(f"Looked in {', '.join(str(folder / dataset) for folder in _folders(data_dir))}.")
     target = f"DIR/{dataset}/ with --data-dir DIR or PATHSPACE_DATA=DIR"
     lines.append(f"Remedy: {remedy} the files or archives named above into {target}.")
     return "\n".join(lines)

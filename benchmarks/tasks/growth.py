@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.options import check_distinct, check_positive
 from benchmarks.plots import STYLE
-from benchmarks.step_programs import step_program
+from benchmarks.step_programs import STEPS, step_program
 from benchmarks.timing import time_in_turns
 from benchmarks.workloads import Recurrent
 
@@ -43,10 +43,11 @@ class _Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """Time a training step of ReLU RNNs one size of which is varied, and measure its memory.
+    """Time training steps of ReLU RNNs one size of which is varied, and measure their memory.
 
-    All else stays at 50 time steps, 128 units, batches of 32 sequences, one layer and one run. Exponents are the slopes
-    of straight lines through all points, both axes logarithmic: 1 where cost grows with size, 2 with its square.
+    Ten steps are one program. All else stays at 50 time steps, 128 units, batches of 32 sequences, one layer and one
+    run. Exponents are the slopes of straight lines through all points, both axes logarithmic: 1 where cost grows with
+    size, 2 with its square.
     """
 
     time_steps: tuple[int, ...] = (50, 100, 200, 400, 800)
@@ -96,8 +97,8 @@ class Growth:
         workload = Recurrent(
             sizes["time_steps"], 28, hidden=(sizes["units"],) * sizes["layers"], batch_size=sizes["batch"]
         )
-        programs = [step_program(workload, OPTIMIZERS[name], steps=1, runs=sizes["runs"]) for name in self.optimizers]
-        times = time_in_turns([each.run for each in programs], turns=self.turns, seconds=self.seconds)
+        programs = [step_program(workload, OPTIMIZERS[name], runs=sizes["runs"]) for name in self.optimizers]
+        times = time_in_turns([each.run for each in programs], turns=self.turns, seconds=self.seconds) / STEPS
         medians = np.median(times, axis=0).tolist()
         return [
             _Point(axis, size, name, seconds, program.bytes)

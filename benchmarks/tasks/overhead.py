@@ -19,13 +19,10 @@ from benchmarks.arithmetic import product_rate
 from benchmarks.optimizers import OPTIMIZERS, Optimizer
 from benchmarks.options import check_distinct, check_positive
 from benchmarks.report.reading import StepTime
-from benchmarks.step_programs import StepProgram, step_program
+from benchmarks.step_programs import STEPS, StepProgram, step_program
 from benchmarks.timing import time_in_turns
 from benchmarks.workloads import WORKLOADS
 
-# In a program, so that little of its time is what a call takes, to map its memory above all: with 1024 units a sixth of
-# a step's time. Kappa every so many steps is computed once in a program.
-_STEPS = 10
 _BOTH_TERMS = "path_sgd_both"
 _PYTORCH = "pytorch_sgd"
 
@@ -38,7 +35,8 @@ _OPTIMIZERS = {
     **OPTIMIZERS,
     "path_sgd": _path_sgd("Path-SGD"),
     _BOTH_TERMS: _path_sgd("Path-SGD, both terms"),
-    "path_sgd_10": _path_sgd(f"Path-SGD every {_STEPS}", every=_STEPS),
+    # Kappa is computed once in a program.
+    "path_sgd_10": _path_sgd(f"Path-SGD every {STEPS}", every=STEPS),
 }
 
 _Row = Literal[
@@ -110,21 +108,18 @@ class Overhead:
     def _measured(self, row: _Row, rate: float) -> list[StepTime]:
         workload = WORKLOADS[row]
         names = dict.fromkeys(itertools.chain.from_iterable((_baseline(name), name) for name in self.optimizers))
-        programs = {
-            name: step_program(workload, _OPTIMIZERS[name], steps=_STEPS, both_terms=name == _BOTH_TERMS)
-            for name in names
-        }
+        programs = {name: step_program(workload, _OPTIMIZERS[name], both_terms=name == _BOTH_TERMS) for name in names}
         seconds = self._seconds({name: program.run for name, program in programs.items()})
         lines = [_line(row, name, seconds, program, rate) for name, program in programs.items()]
         if pytorch.is_installed() and "sgd" in programs:
             # With turns of their own: PyTorch's threads go on for a while after a step, and whatever follows is slower.
-            calls = {"sgd": programs["sgd"].run, _PYTORCH: pytorch.sgd_training(workload, _STEPS)}
+            calls = {"sgd": programs["sgd"].run, _PYTORCH: pytorch.sgd_training(workload, STEPS)}
             lines.append(_line(row, _PYTORCH, self._seconds(calls), None, rate))
         return lines
 
     def _seconds(self, calls: Mapping[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
         times = time_in_turns([*calls.values()], turns=self.turns, seconds=self.seconds)
-        return {name: column / _STEPS for name, column in zip(calls, times.T, strict=True)}
+        return {name: column / STEPS for name, column in zip(calls, times.T, strict=True)}
 
 
 def _baseline(name: str) -> str:

@@ -183,6 +183,18 @@ def test_archives_are_downloaded_whole(name, pack, cache, register, server):
     assert left_in(cache) == [cache / "tiny" / name]
 
 
+def test_data_sets_share_their_archive(cache, register, server, monkeypatch):
+    address, files, _ = server
+    files["both.zip"] = zip_archive(one=b"1", two=b"2")
+    one, two = archived("both.zip", files["both.zip"], f"{address}both.zip", one=b"1", two=b"2").files
+    register(Source((one,)))
+    monkeypatch.setitem(DATASETS, "other", Source((two,)))
+    assert read("tiny").files == {"one": b"1"}
+    files.clear()
+    assert read("other").files == {"two": b"2"}
+    assert left_in(cache) == [cache / "tiny" / "both.zip"]
+
+
 @pytest.mark.parametrize(
     ("served", "cause"),
     [
