@@ -104,8 +104,7 @@ class ReluCell(RecurrentCell):
 
     def loop(self, carry: Array, projected: Array, constants: Array, *, unroll: int = 1) -> tuple[Array, Array]:
         """The last state, and all states; see `relu_states`."""
-        states = relu_states(projected, constants, carry, unroll)
-        return states[-1] if len(states) else carry, states
+        return relu_states(projected, constants, carry, unroll)
 
     @property
     def hoists_inputs(self) -> bool:

@@ -21,8 +21,11 @@ def relu_states(
     kernel: Float[Array, "units units"],
     first: Float[Array, "*batch units"],
     unroll: int,
-) -> Float[Array, "time *batch units"]:
+) -> tuple[Float[Array, "*batch units"], Float[Array, "time *batch units"]]:
     """The states h_t = relu(z_t + h_{t-1} W) of all steps, from the projected inputs z_t and the first state h_0.
+
+    The last one is returned apart as well. Where it alone is read, no array of gradients of all states is made: measured
+    on two CPU cores, an SGD step takes .98, .97 and .95 of the time for 28, 98 and 784 steps of 100 units.
 
     As a loop is differentiated, each of its steps adds h_{t-1}^T d_t to the gradient of W: as many reads and writes of
     a matrix of W's size as there are steps. Here the tangents of W enter all steps at once, before the loop,
@@ -35,24 +38,26 @@ def relu_states(
     steps of 64 sequences; .92 for 1024 units, 50 steps of 128 sequences, whose products are large one by one.
 
     Returns:
-      The states, of the dtype of `projected`.
+      The last state and all states, of the dtype of `projected`.
 
     Source: the transformation is ours; the gradient is that of backpropagation through time.
     """
 
-    return _loop(projected, kernel, first, unroll, summed_axis=0)[0]
+    return _loop(projected, kernel, first, unroll, summed_axis=0)
 
 
 @relu_states.defjvp
 def _relu_states_jvp(
     unroll: int, primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     projected, kernel, first = primals
     projected_tangent, kernel_tangent, first_tangent = tangents
     if len(kernel) < _WIDE:
-        states, before = _loop(projected, kernel, first, unroll, summed_axis=0)
+        last, states = _loop(projected, kernel, first, unroll, summed_axis=0)
     else:
-        states, before = _loop(projected, kernel.T, first, unroll, summed_axis=1)
+        last, states = _loop(projected, kernel.T, first, unroll, summed_axis=1)
+    # Stored by the loop as well, those before would take a second array from the beginning, and 3 to 12 % more time.
+    before = jnp.concatenate([first.astype(states.dtype)[None][: len(states)], states[:-1]])
     entering = projected_tangent + times_tangent(before, kernel_tangent.astype(before.dtype))
 
     def step(tangent: Array, slices: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -61,18 +66,15 @@ def _relu_states_jvp(
         return tangent, tangent
 
     # Compared inside the steps, the states of all of them would be read in a loop of their own.
-    return states, lax.scan(step, first_tangent.astype(states.dtype), (entering, states > 0), unroll=unroll)[1]
+    slices = entering, states > 0
+    return (last, states), lax.scan(step, first_tangent.astype(states.dtype), slices, unroll=unroll)
 
 
 def _loop(projected: Array, kernel: Array, first: Array, unroll: int, *, summed_axis: int) -> tuple[Array, Array]:
-    """The states after all steps, and those before them."""
     dimensions = (((first.ndim - 1,), (summed_axis,)), ((), ()))
 
     def step(state: Array, projected: Array) -> tuple[Array, Array]:
         state = jax.nn.relu(projected + lax.dot_general(state, kernel.astype(state.dtype), dimensions))
         return state, state
 
-    first = first.astype(projected.dtype)
-    states = lax.scan(step, first, projected, unroll=unroll)[1]
-    # Stored by the loop as well, those before would take a second array from the beginning, and 3 to 12 % more time.
-    return states, jnp.concatenate([first[None][: len(states)], states[:-1]])
+    return lax.scan(step, first.astype(projected.dtype), projected, unroll=unroll)

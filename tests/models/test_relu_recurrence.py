@@ -16,7 +16,7 @@ def plain_states(projected, kernel, first, unroll):
         state = jax.nn.relu(projected + state @ kernel)
         return state, state
 
-    return jax.lax.scan(step, first, projected, unroll=unroll)[1]
+    return jax.lax.scan(step, first, projected, unroll=unroll)
 
 
 def arguments(time, batch, units, dtype=float):
@@ -30,8 +30,8 @@ def arguments(time, batch, units, dtype=float):
 
 def weighted_sum(states_of, unroll):
     def function(*args):
-        states = states_of(*args, unroll)
-        return jnp.sum(states**2 * jnp.cos(jnp.arange(states.size)).reshape(states.shape))
+        last, states = states_of(*args, unroll)
+        return jnp.sum(last**3) + jnp.sum(states**2 * jnp.cos(jnp.arange(states.size)).reshape(states.shape))
 
     return function
 
@@ -42,7 +42,8 @@ def weighted_sum(states_of, unroll):
 def test_derivatives_are_those_of_the_plain_loop(x64, time, batch, units, unroll):
     args = arguments(time, batch, units)
     ours, plain = (weighted_sum(states, unroll) for states in (relu_states, plain_states))
-    assert_array_equal(relu_states(*args, unroll), plain_states(*args, unroll))
+    for got, expected in zip(relu_states(*args, unroll), plain_states(*args, unroll), strict=True):
+        assert_array_equal(got, expected)
     directions = arguments(time, batch, units + 1)
     directions = tuple(each[tuple(map(slice, arg.shape))] for each, arg in zip(directions, args, strict=True))
 
@@ -101,13 +102,26 @@ def test_loops_store_one_array_each():
     assert [len(loop.outvars) - loop.params["num_carry"] for loop in loops] == [1, 1]
 
 
+def test_where_the_last_state_alone_is_read_no_gradients_are_added_to_the_others():
+    def last(projected, kernel, first):
+        return relu_states(projected, kernel, first, 1)[0].sum()
+
+    def padded(projected, kernel, first):
+        return relu_states(projected, kernel, first, 1)[1][-1].sum()
+
+    def pads(function):
+        return len([*equations(jax.make_jaxpr(jax.grad(function, 1))(*arguments(4, (2,), 3)).jaxpr, "pad")])
+
+    assert (pads(last), pads(padded)) == (0, 1)
+
+
 def test_gradients_of_narrow_states_add_up_in_the_dtype_of_the_kernel():
     projected, kernel, first = arguments(400, (8,), 4, jnp.float32)
     kernel = kernel / 4
     narrow = jnp.bfloat16
 
     def total(kernel, dtype):
-        return relu_states(projected.astype(dtype), kernel, first.astype(dtype), 1).astype(jnp.float32).sum()
+        return relu_states(projected.astype(dtype), kernel, first.astype(dtype), 1)[1].astype(jnp.float32).sum()
 
     gradient = jax.grad(total)(kernel, narrow)
     assert gradient.dtype == kernel.dtype
