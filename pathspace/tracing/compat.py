@@ -48,7 +48,7 @@ def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """The numbers of constants and of carried values of a scan."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, _ = eqn.params["ft_in"].elts
+    consts, carry, _ = eqn.params["ft_in"].unpack()
     return len(consts), len(carry)
 
 

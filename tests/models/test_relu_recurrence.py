@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pathspace.models import relu_recurrence
 from pathspace.models.relu_recurrence import relu_states
+from pathspace.tracing.compat import scan_sizes
 
 
 def plain_states(projected, kernel, first, unroll):
@@ -99,7 +100,7 @@ def test_gradient_of_the_kernel_is_one_product_behind_the_loop():
 
 def test_loops_store_one_array_each():
     loops = loops_of_gradient(relu_states)
-    assert [len(loop.outvars) - loop.params["num_carry"] for loop in loops] == [1, 1]
+    assert [len(loop.outvars) - scan_sizes(loop)[1] for loop in loops] == [1, 1]
 
 
 def test_where_the_last_state_alone_is_read_no_gradients_are_added_to_the_others():

@@ -41,6 +41,33 @@ def nnx_remat():
 
 
 @case(units=3)
+def scan_whose_outputs_nobody_reads():
+    def fn(params, x):
+        def step(h, z):
+            h = relu(z @ params["w"] + h @ params["u"] + params["b"])
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros((3, 3)), x)[0] @ params["v"]
+
+    return fn, shapes(**SHAPES), (floats(4, 3, 2),)
+
+
+@case(units=3)
+def scan_made_by_differentiation():
+    def fn(params, x):
+        def outputs(x):
+            def step(h, z):
+                h = relu(z @ params["w"] + h @ params["u"])
+                return h, h
+
+            return jnp.sum(jax.lax.scan(step, jnp.zeros((3, 3)), x)[1] @ params["v"])
+
+        return jax.grad(outputs)(x)
+
+    return fn, shapes(w=(2, 3), u=(3, 3), v=(3, 2)), (floats(4, 3, 2),)
+
+
+@case(units=3)
 def cond():
     def fn(params, x):
         h = x @ params["w"] + params["b"]
