@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 
 from pathspace import kappa, path_kappa, path_sgd
 from pathspace.models import ReluRNN
+from pathspace.tracing.compat import scan_sizes
 from tests.compiled import kappa_of
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -158,6 +159,24 @@ def residual(params, x):
     return jax.lax.scan(step, jnp.zeros(2), x * params["w"])[1] * params["v"]
 
 
+def slices_used_twice(params, x):
+    def step(h, x):
+        h = jax.nn.relu(by_rows(h, params) + x) + x
+        return h, h
+
+    return jax.lax.scan(step, jnp.zeros(2), x * params["w"])[1] * params["v"]
+
+
+def products_used_twice(params, x):
+    def step(h, x):
+        product = by_rows(h, params)
+        h = jax.nn.relu(x + product)
+        return h, (h, product)
+
+    states, products = jax.lax.scan(step, jnp.zeros(2), x * params["w"])[1]
+    return states * params["v"] + products
+
+
 @jax.jit
 def layer(u, x):
     return scanned(by_rows)({"u": u, "w": 1, "v": 1}, x)
@@ -249,6 +268,8 @@ RECURRENCES = {
     "two matrices on the right": (scanned(lambda h, params: h @ params["a"] @ params["b"]), PAIR, []),
     "two matrices on the left": (scanned(lambda h, params: params["b"] @ (params["a"] @ h)), PAIR_LEFT, []),
     "residual": (residual, ONE, []),
+    "slices used twice": (slices_used_twice, ONE, []),
+    "products used twice": (products_used_twice, ONE, []),
     "two scans": (two_scans("u", "z"), TWO, []),
     "two carries": (two_carries, TWO, []),
     "Python loop": (python_loop, ONE, ["u"]),
@@ -290,6 +311,15 @@ def test_second_term_of_the_layers_of_a_model_is_in_closed_form(exact):
 
     check_second_term(fn, regulariser_at_ones(fn, x), params, x)
     assert not exact
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("backwards", 1), ("slices used twice", 2), ("products used twice", 2)])
+def test_gradients_of_inputs_and_of_products_are_stored_once_where_they_are_equal(name, arrays):
+    fn, shapes, _ = RECURRENCES[name]
+    params = normal(0, **shapes)
+    jaxpr = jax.make_jaxpr(lambda params: path_kappa(fn, params, jnp.zeros_like(params["w"])))(params).jaxpr
+    backwards = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"][-1]
+    assert len(backwards.outvars) - scan_sizes(backwards)[1] == arrays
 
 
 @pytest.mark.parametrize("name", ["two scans", "Python loop"])

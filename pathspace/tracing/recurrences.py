@@ -130,7 +130,9 @@ class Exposure:
         self.perturbations = perturbations
         self.operands: Array | None = None
         self.steps_are_alike = False
-        self.perturbation: Array | None = None  # of the step under evaluation
+        # Of the step under evaluation:
+        self.is_open = False
+        self.perturbation: Array | None = None
         self.operand: Array | None = None
 
 
@@ -145,18 +147,28 @@ class RecurrentNetwork(PathNetwork):
         self, eqn: JaxprEqn, step: Step, consts: Sequence[Value], carry: Sequence[Value], slices: Sequence[Any]
     ) -> tuple[Sequence[Value], Sequence[Any]]:
         exposures = [each for each in self.exposures if any(const is each.matrix for const in consts)]
+        slices = list(slices)
+        inside: list[Array | None] = []
+        for each in exposures:
+            added = _added_slice(eqn, next(place for place, const in enumerate(consts) if const is each.matrix))
+            # The slices take perturbations along. Of a product perturbed in its step the gradients are those of the
+            # slice, stored a second time: that takes 1 % of a Path-SGD step of 100 units and 28 or 98 steps.
+            if added is not None and isinstance(slices[added], Array):
+                slices[added] += each.perturbations.reshape(slices[added].shape)
+                inside.append(None)
+            else:
+                inside.append(each.perturbations)
 
         def exposed_step(carry: Sequence[Value], slices: Any) -> tuple[Sequence[Value], Any]:
             slices, perturbations = slices
             for each, perturbation in zip(exposures, perturbations, strict=True):
-                each.perturbation, each.operand = perturbation, None
+                each.is_open, each.perturbation, each.operand = True, perturbation, None
             carry, outs = step(carry, slices)
             for each in exposures:
-                each.perturbation = None
+                each.is_open = False
             return carry, (outs, [each.operand for each in exposures])
 
-        perturbations = [each.perturbations for each in exposures]
-        last, (outs, operands) = super().loop(eqn, exposed_step, consts, carry, (slices, perturbations))
+        last, (outs, operands) = super().loop(eqn, exposed_step, consts, carry, (slices, inside))
         for each, each_operands in zip(exposures, operands, strict=True):
             each.operands = each_operands
             each.steps_are_alike = not any(isinstance(value, Constant | Weight) for value in (*carry, *slices))
@@ -167,7 +179,24 @@ def _exposed(network: RecurrentNetwork, eqn: JaxprEqn, first: Value, second: Val
     (product,) = contracts(network, eqn, first, second)
     for each in network.exposures:
         operand = second if first is each.matrix else first if second is each.matrix else None
-        if each.perturbation is not None and isinstance(operand, Signal) and isinstance(product, Signal):
+        if each.is_open and isinstance(operand, Signal) and isinstance(product, Signal):
             each.operand = network.signal(operand).path.ravel()
-            product = Signal(product.path + each.perturbation.reshape(product.path.shape), product.shift)
+            if each.perturbation is not None:
+                product = Signal(product.path + each.perturbation.reshape(product.path.shape), product.shift)
     return [product]
+
+
+def _added_slice(eqn: JaxprEqn, place: int) -> int | None:
+    """The sequence of a scan whose slices are added to the product with a constant of it, and used for nothing else."""
+    body = open_jaxpr(eqn.params["jaxpr"])
+    ((product, _, _),) = _uses(body.jaxpr, body.jaxpr.invars[place], ())
+    (out,) = product.outvars
+    uses = list(_uses(body.jaxpr, out, ()))
+    if len(uses) != 1 or uses[0].eqn.primitive is not lax.add_p or any(var is out for var in body.jaxpr.outvars):
+        return None
+    other = uses[0].eqn.invars[1 - uses[0].position]
+    first = sum(scan_sizes(eqn))
+    for index, var in enumerate(body.jaxpr.invars[first:]):
+        if var is other and len(list(_uses_in(body, first + index, eqn, ()))) == 1:
+            return index
+    return None
