@@ -71,6 +71,7 @@ def _relu_states_jvp(
 
 
 def _loop(projected: Array, kernel: Array, first: Array, unroll: int, *, summed_axis: int) -> tuple[Array, Array]:
+    """The last state and all states."""
     dimensions = (((first.ndim - 1,), (summed_axis,)), ((), ()))
 
     def step(state: Array, projected: Array) -> tuple[Array, Array]:
