@@ -43,9 +43,10 @@ class Recurrent(Workload):
     classes: int = 10
     hidden: tuple[int, ...] = (100,)
     batch_size: int = 64
+    fused: bool = False
 
     def make_model(self, rngs: nnx.Rngs) -> ReluRNN:
-        return ReluRNN(self.features, self.hidden, self.classes, rngs=rngs)
+        return ReluRNN(self.features, self.hidden, self.classes, fused=self.fused, rngs=rngs)
 
     def examples(self, key: Array) -> tuple[Array, Array]:
         return _examples(key, (self.batch_size, self.time_steps, self.features), self.classes)
@@ -99,6 +100,9 @@ WORKLOADS: dict[str, Workload] = {
     "smnist-28": Recurrent(28, 28),
     "smnist-98": Recurrent(98, 8),
     "smnist-784": Recurrent(784, 1),
+    "smnist-28-fused": Recurrent(28, 28, fused=True),
+    "smnist-98-fused": Recurrent(98, 8, fused=True),
+    "smnist-784-fused": Recurrent(784, 1, fused=True),
     "wide": Recurrent(50, 28, hidden=(1024,), batch_size=128),
     "rcnn-96": Convolutional(96),
     "rcnn-128": Convolutional(128),

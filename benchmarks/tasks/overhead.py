@@ -44,6 +44,9 @@ _Row = Literal[
     "smnist-28",
     "smnist-98",
     "smnist-784",
+    "smnist-28-fused",
+    "smnist-98-fused",
+    "smnist-784-fused",
     "wide",
     "rcnn-96",
     "rcnn-128",
@@ -67,10 +70,10 @@ class Overhead:
     """
 
     rows: tuple[_Row, ...] = ("digits", "smnist-28", "smnist-98", "smnist-784", "wide")
-    """Networks. The ReLU RNNs of digits and smnist have 100 units and read batches of 64 (digits: 32); wide: 1024
-    units, 50 time steps, batches of 128; rcnn: so many maps, images of CIFAR's size, batches of 64; lm: four layers of
-    1550, 1550, 1550 and 400 units, batches of 40 sequences (characters: 128) of 70 tokens. Turns of the last two take
-    minutes on a CPU."""
+    """Networks. The ReLU RNNs of digits and smnist have 100 units and read batches of 64 (digits: 32); fused: on GPUs,
+    each time loop is one kernel; wide: 1024 units, 50 time steps, batches of 128; rcnn: so many maps, images of CIFAR's
+    size, batches of 64; lm: four layers of 1550, 1550, 1550 and 400 units, batches of 40 sequences (characters: 128) of
+    70 tokens. Turns of the last two take minutes on a CPU."""
     optimizers: tuple[Literal["g_sgd", "g_adam", "path_sgd", "path_sgd_both", "path_sgd_10"], ...] = (
         "g_sgd",
         "g_adam",

@@ -26,10 +26,21 @@ from pathspace.models import (
     UnitaryCell,
 )
 
-_Cell = Literal["relu", "gru", "gru_low_rank", "gru_weight_norm", "gru_reset_after", "lstm", "lstm_low_rank", "unitary"]
+_Cell = Literal[
+    "relu",
+    "relu_fused",
+    "gru",
+    "gru_low_rank",
+    "gru_weight_norm",
+    "gru_reset_after",
+    "lstm",
+    "lstm_low_rank",
+    "unitary",
+]
 
 _CELLS: dict[_Cell, Callable[..., nnx.RNNCellBase]] = {
     "relu": ReluCell,
+    "relu_fused": functools.partial(ReluCell, fused=True),
     "gru": PassthroughGRUCell,
     "gru_low_rank": functools.partial(PassthroughGRUCell, rank=24, diagonal=True),
     "gru_weight_norm": functools.partial(PassthroughGRUCell, rank=24, diagonal=True, weight_norm=True),

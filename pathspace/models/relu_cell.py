@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .fused_recurrence import fused_relu_states
 from .initializers import Initializer, Start
 from .products import kernel_product
 from .recurrence import RecurrentCell
@@ -30,6 +31,9 @@ class ReluCell(RecurrentCell):
         use_bias: whether there is b.
         kernel_init: initialiser of W_in.
         recurrent_kernel_init: initialiser of W_rec.
+        fused: whether `Recurrence` trains it in kernels for GPUs, up to 128 units, that hold the time loop and W_rec
+            (Pallas). Derivatives are backward ones. Checked in Pallas' interpreter and compiled for
+            an H100, but not yet run on one.
         dtype: dtype of the computation; None for that of inputs and parameters, promoted.
         param_dtype: dtype of the parameters.
         rngs: random keys; the stream ``params`` is used.
@@ -57,6 +61,7 @@ class ReluCell(RecurrentCell):
         use_bias: bool = True,
         kernel_init: Initializer = _KERNEL_INIT,
         recurrent_kernel_init: Initializer = _KERNEL_INIT,
+        fused: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -66,6 +71,7 @@ class ReluCell(RecurrentCell):
                 f"expected in_features and hidden_features of 1 or more, got {in_features} and {hidden_features}"
             )
         self.hidden_features = hidden_features
+        self.fused = fused
         self.dtype = param_dtype if dtype is None else dtype
         self.input = nnx.Linear(
             in_features,
@@ -103,8 +109,9 @@ class ReluCell(RecurrentCell):
         return state, state
 
     def loop(self, carry: Array, projected: Array, constants: Array, *, unroll: int = 1) -> tuple[Array, Array]:
-        """The last state, and all states; see `relu_states`."""
-        return relu_states(projected, constants, carry, unroll)
+        """The last state, and all states; see `relu_states` and `fused_relu_states`."""
+        states_of = fused_relu_states if self.fused else relu_states
+        return states_of(projected, constants, carry, unroll)
 
     @property
     def hoists_inputs(self) -> bool:
@@ -122,6 +129,7 @@ def relu_cells(
     *,
     use_bias: bool,
     start: Start,
+    fused: bool = False,
     dtype: DTypeLike | None,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -139,6 +147,7 @@ def relu_cells(
             use_bias=use_bias,
             kernel_init=start.input,
             recurrent_kernel_init=start.recurrent,
+            fused=fused,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,

@@ -46,6 +46,7 @@ class ReluRNN(nnx.Module):
         uniform_scale: bound of the non-recurrent kernels of the start ``"uniform"``.
         recurrent_scale: bound of the recurrent kernels of the start ``"uniform"``; None for the identity.
         unroll: number of time steps in one iteration of the scan, see `jax.lax.scan`.
+        fused: whether to train in kernels for GPUs, see `ReluCell`.
         dtype: dtype of the computation; None for that of inputs and parameters, promoted.
         param_dtype: dtype of the parameters.
         rngs: random keys; the stream ``params`` is used.
@@ -83,6 +84,7 @@ class ReluRNN(nnx.Module):
         uniform_scale: float = 0.01,
         recurrent_scale: float | None = None,
         unroll: int = 1,
+        fused: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -103,6 +105,7 @@ class ReluRNN(nnx.Module):
                 hidden_features,
                 use_bias=use_bias,
                 start=known[start],
+                fused=fused,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
