@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .products import times_tangent
 from .relu_recurrence import relu_states
 
 _ROWS = 16  # sequences in one program of a kernel: the fewest that a GPU's matrix units multiply
@@ -76,7 +77,11 @@ def _backward(
         _go_back, of_last, (states, of_states), kernel.T, reverse=True, unroll=unroll, interpret=interpret
     )
     before = jnp.concatenate([first.astype(states.dtype)[None][: len(states)], states[:-1]])
-    of_kernel = jnp.einsum("...i,...j->ij", before, entering, preferred_element_type=kernel.dtype)
+
+    def product(kernel: Array) -> Array:
+        return times_tangent(before, kernel.astype(before.dtype))
+
+    (of_kernel,) = jax.linear_transpose(product, kernel)(entering)
     return entering, of_kernel, of_first.astype(first.dtype)
 
 

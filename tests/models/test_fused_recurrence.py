@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pathspace
@@ -112,6 +112,21 @@ def test_other_sizes_and_dtypes_run_in_scans(x64, time, batch, units, dtype):
     assert (names.count("pallas_call"), names.count("scan")) == (0, 2)
     for got, expected in zip(gradient(in_kernels)(*args), gradient(plain_states)(*args), strict=True):
         assert_allclose(got, expected, rtol=1e-4, atol=1e-5 if dtype == jnp.float32 else 1e-12)
+
+
+def test_sequences_that_are_spread_explicitly_run_in_scans():
+    mesh = jax.make_mesh((jax.device_count(),), ("sequences",), axis_types=(AxisType.Explicit,))
+    projected, kernel, first = arguments(4, (2 * jax.device_count(),), 3)
+    expected = gradient(plain_states)(projected, kernel, first)
+    with jax.set_mesh(mesh):
+        spread = [
+            jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+            for array, spec in ((projected, (None, "sequences")), (kernel, ()), (first, ("sequences",)))
+        ]
+        got = jax.jit(gradient(in_kernels))(*spread)
+        assert "pallas_call" not in primitives(gradient(in_kernels), *spread)
+    for ours, plain in zip(got, expected, strict=True):
+        assert relative_error(ours, plain) < 2e-6
 
 
 def test_forward_derivatives_are_refused():
