@@ -121,7 +121,8 @@ def _what_is_missing(dataset: str, missing: list[File], data_dir: Path | None, r
         packed = f", in {archive.name} ({archive.size:,} bytes)" if archive else ""
         address = (archive or file).address
         lines.append(f"  {file.name} ({file.size:,} bytes){packed}, {address or 'not for download'}")
-    lines.append(f"Looked in {', '.join(str(folder / dataset) for folder in _folders(data_dir))}.")
+    folders = dict.fromkeys(str(path.parent) for file in missing for path in _candidates(dataset, file, data_dir))
+    lines.append(f"Looked in {', '.join(folders)}.")
     target = f"DIR/{dataset}/ with --data-dir DIR or PATHSPACE_DATA=DIR"
     lines.append(f"Remedy: {remedy} the files or archives named above into {target}.")
     return "\n".join(lines)

@@ -227,6 +227,15 @@ def test_message_offline_names_the_archive_and_its_address(register):
     assert f"  one (1 bytes), in tiny.zip ({len(archive)} bytes), {address}\n" in str(error.value)
 
 
+def test_message_names_the_folders_of_data_sets_that_share_the_archive(cache, register, monkeypatch):
+    source = archived("both.zip", zip_archive(one=b"1"), "http://127.0.0.1:9/both.zip", one=b"1")
+    register(source)
+    monkeypatch.setitem(DATASETS, "other", source)
+    with pytest.raises(MissingDataError) as error:
+        read("tiny")
+    assert f"Looked in {cache / 'tiny'}, {cache / 'other'}.\n" in str(error.value)
+
+
 def test_killed_download_is_not_taken_for_the_file(cache, register, server):
     address, files, _ = server
     register(address=f"{address}tiny.txt")
