@@ -211,6 +211,38 @@ def test_path_network_is_a_polynomial_to_differentiate():
     assert_allclose(jax.vmap(network, (0, None))(several, x)[0], expected_value, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "out"),
+    [
+        ("ij", "jk", "ik"),
+        ("bij", "bjk", "bik"),
+        ("ij", "kl", "ijkl"),
+        ("bi", "bij", "bj"),
+        ("ij", "ij", ""),
+        ("ijk", "kj", "i"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_products_that_outputs_are_made_of(first, second, out, swapped):
+    """Their sums are computed from sums of the factors."""
+    sizes = dict(zip("bijkl", (2, 3, 4, 5, 6), strict=True))
+    x, w, bias = (jnp.ones([sizes[axis] for axis in axes]) for axes in (first, second, out))
+    keys = jax.random.split(jax.random.key(0))
+    params = {"w": jax.random.uniform(keys[0], w.shape), "bias": jax.random.uniform(keys[1], bias.shape)}
+
+    def fn(params, x):
+        if swapped:
+            return jnp.einsum(f"{second},{first}->{out}", params["w"], x) + params["bias"]
+        return params["bias"] + jnp.einsum(f"{first},{second}->{out}", x, params["w"])
+
+    def total(params):
+        return jnp.sum(jnp.einsum(f"{first},{second}->{out}", x, params["w"]) + params["bias"])
+
+    got = jax.value_and_grad(path_network(fn))(params, x)
+    for ours, expected in zip(*map(jax.tree.leaves, (got, jax.value_and_grad(total)(params))), strict=True):
+        assert_allclose(ours, expected, rtol=1e-12)
+
+
 def test_gradients_where_signs_matter():
     def fn(params, x):
         return jax.nn.relu(x @ params["w"] - 0.5 + (params["b"] + params["c"]))

@@ -77,7 +77,14 @@ class TracedPaths:
 
     def total(self, network: PathNetwork, arguments: Sequence[Value]) -> Array:
         """The sum over all paths, for a network that does not rescale."""
-        return sum((out.path.sum() for out in self.outputs(network, arguments)), start=jnp.zeros(()))
+        outs = network.walk(self.jaxpr, arguments)
+        return sum((_total(network, out) for out in outs), start=jnp.zeros(()))
+
+
+def _total(network: PathNetwork, out: Value) -> Array:
+    if isinstance(out, Signal) and out.total is not None:
+        return out.total
+    return network.signal(out).path.sum()
 
 
 def is_weight(leaf: Any) -> bool:

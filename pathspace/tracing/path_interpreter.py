@@ -92,7 +92,8 @@ class PathNetwork(Interpreter[Value]):
             value = Signal(self.weight(value).path)
         if self.rescales and value.shift is None:
             value = dataclasses.replace(value, shift=jnp.zeros((), value.path.dtype))
-        return value if value.offset is None else self.sum_of(Signal(value.path, value.shift), value.offset.path)
+        entries = Signal(value.path, value.shift)
+        return entries if value.offset is None else self.sum_of(entries, value.offset.path)
 
     def sum_of(self, *parts: Signal | Array) -> Signal:
         """The sum over the paths of several values."""

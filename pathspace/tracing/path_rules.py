@@ -1,13 +1,15 @@
 """Rules of the primitives in the path network."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from ..convolutions import convolution
 from .compat import JaxprEqn, apply, is_inexact, is_numeric, primitives, scan_sizes
@@ -29,8 +31,19 @@ def _contracted(eqn: JaxprEqn, first: Any, second: Any) -> Any:
     return _apply(eqn, first, second)
 
 
-def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
-    """Entries move or are summed up."""
+def _moves(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) -> Sequence[Value]:
+    """Entries are where others were."""
+    return _is_linear(network, eqn, Weight, value, *rest)
+
+
+def _sums(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
+    """Entries are sums of others."""
+    return _is_linear(network, eqn, network.merged, value)
+
+
+def _is_linear(
+    network: PathNetwork, eqn: JaxprEqn, made: Callable[[Array, Array], Weight], value: Value, *rest: Value
+) -> Sequence[Value]:
     if not isinstance(value, Signal | Weight):
         return network.unknown(eqn, (value, *rest))
     if not is_inexact(eqn.outvars[0]):
@@ -40,7 +53,7 @@ def _is_linear(network: PathNetwork, eqn: JaxprEqn, value: Value, *rest: Value) 
         return network.unknown(eqn, (value, *rest))
 
     def of_weight(weight: Weight) -> Weight:
-        return network.merged(_apply(eqn, weight.raw, *indices), _apply(eqn, weight.path, *indices))
+        return made(_apply(eqn, weight.raw, *indices), _apply(eqn, weight.path, *indices))
 
     if isinstance(value, Weight):
         return [of_weight(value)]
@@ -72,7 +85,11 @@ def _adds(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) -> S
     assert isinstance(stream, Signal) and isinstance(other, Constant | Weight)
     added = network.weight(other)
     if isinstance(other, Weight) and stream.offset is None:
-        return [network.sum_of(stream, added.path)]
+        summed = network.sum_of(stream, added.path)
+        if stream.total is None:
+            return [summed]
+        total = stream.total + jnp.sum(jnp.broadcast_to(added.path, summed.path.shape))
+        return [dataclasses.replace(summed, total=total)]
     # The stream's own sign does not matter, only that of the offset relative to what is added.
     before = stream.offset or Weight(jnp.zeros_like(stream.path), jnp.zeros_like(stream.path))
     raws = (before.raw, added.raw) if isinstance(first, Signal) else (added.raw, before.raw)
@@ -106,13 +123,27 @@ def contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) 
     """Matrix products and convolutions."""
     if isinstance(first, Signal) and isinstance(second, Constant | Weight):
         stream = network.signal(first)
-        path = _contracted(eqn, stream.path, network.weight(second).path)
+        factors = stream.path, network.weight(second).path
     elif isinstance(second, Signal) and isinstance(first, Constant | Weight):
         stream = network.signal(second)
-        path = _contracted(eqn, network.weight(first).path, stream.path)
+        factors = network.weight(first).path, stream.path
     else:
         return _multiplies_weights(network, eqn, first, second)
-    return [network.tempered(Signal(path, stream.shift))]
+    product = network.tempered(Signal(_contracted(eqn, *factors), stream.shift))
+    if network.rescales or eqn.primitive is not lax.dot_general_p:
+        return [product]
+    return [dataclasses.replace(product, total=_sum_of_product(eqn, *factors))]
+
+
+def _sum_of_product(eqn: JaxprEqn, *factors: Array) -> Array:
+    """The sum of all entries, from each factor's sums over the axes that the other does not have."""
+    contracted, batched = eqn.params["dimension_numbers"]
+
+    def summed(place: int) -> Array:
+        own = set(range(factors[place].ndim)).difference(contracted[place], batched[place])
+        return jnp.sum(factors[place], tuple(own), keepdims=True)
+
+    return jnp.sum(lax.dot_general(summed(0), summed(1), eqn.params["dimension_numbers"]))
 
 
 def _sums_windows(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
@@ -189,7 +220,7 @@ def _joins(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
 def _picks(network: PathNetwork, eqn: JaxprEqn, value: Value, *indices: Value) -> Sequence[Value]:
     """What data picks may be any of the entries: the ones input meets them all."""
     if not isinstance(value, Signal | Weight) or all(isinstance(index, Constant) for index in indices):
-        return _is_linear(network, eqn, value, *indices)
+        return _moves(network, eqn, value, *indices)
     if eqn.primitive is not lax.gather_p:
         return network.unknown(eqn, (value, *indices))
     stream = network.signal(value)
@@ -252,12 +283,12 @@ def _scans(network: PathNetwork, eqn: JaxprEqn, *values: Value) -> Sequence[Valu
 
 
 _register(
-    _is_linear,
+    _moves,
     *(lax.copy_p, lax.convert_element_type_p, lax.reduce_precision_p, lax.stop_gradient_p),
     *(lax.optimization_barrier_p, primitives.name_p, lax.reshape_p, lax.transpose_p, lax.squeeze_p),
-    *(lax.broadcast_in_dim_p, lax.rev_p, lax.slice_p, lax.reduce_sum_p, lax.cumsum_p, lax.tile_p),
-    lax.reduce_window_sum_p,
+    *(lax.broadcast_in_dim_p, lax.rev_p, lax.slice_p, lax.tile_p),
 )
+_register(_sums, lax.reduce_sum_p, lax.cumsum_p, lax.reduce_window_sum_p)
 _register(_negates, lax.neg_p)
 _register(_is_identity, lax.abs_p)
 _register(_adds, lax.add_p, lax.sub_p, primitives.add_jaxvals_p)

@@ -33,7 +33,7 @@ class Weight:
     path: Any
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["path", "shift", "offset"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["path", "shift", "offset", "total"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Signal:
     """What depends on the inputs: exp(shift) * path is the sum over the paths that lead to each entry.
@@ -44,11 +44,14 @@ class Signal:
         and costs nothing.
       offset: a constant that was added and awaits others, with which it has a sign in common: the mean that a frozen
         BatchNorm subtracts is merged with its bias before the absolute value is taken.
+      total: the sum of all entries of `path`, where factors of a product give it without the entries: of outputs that
+        are only added up, nothing else is computed then.
     """
 
     path: Any
     shift: Any = None
     offset: Any = None
+    total: Any = None
 
 
 @jax.tree_util.register_static

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import chex
 import flax.linen as nn
@@ -142,6 +143,25 @@ def test_what_estimates_need(options, message):
         options["key"] = jax.random.key(options["key"])
     with pytest.raises(ValueError, match=message):
         path_kappa(mlp, normal(0, a=(2, 3), b=(3,), c=(3, 2)), jnp.zeros((1, 2)), **options)
+
+
+def test_outputs_that_are_only_added_up_are_not_computed():
+    """For words of a language model they would take most of the time."""
+    steps, words = 7, 1009
+    model = ReluRNN(2, [3], words, output="every", rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
+
+    def logits(params, x):
+        return nnx.merge(graphdef, params)(x)
+
+    def compiled(second_term):
+        kappa = functools.partial(path_kappa, logits, second_term=second_term)
+        return jax.jit(lambda params: kappa(params, jnp.zeros((1, steps, 2)))).lower(params).compile().as_text()
+
+    for second_term in (False, True):
+        text = compiled(second_term)
+        assert f",{words}]" in text
+        assert not re.search(rf"\b{steps},{words}\]", text)
 
 
 def test_weights_that_no_path_passes_have_none():
