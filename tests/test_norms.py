@@ -243,6 +243,16 @@ def test_products_that_outputs_are_made_of(first, second, out, swapped):
         assert_allclose(ours, expected, rtol=1e-12)
 
 
+def test_products_in_a_wider_dtype_are_added_up_in_it():
+    def fn(params, x):
+        return jax.lax.dot_general(x, params, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    params = jnp.full((3, 300), 1 + 2**-7, jnp.bfloat16)
+    total = path_network(fn, p=1)(params, jnp.zeros((1, 3), jnp.bfloat16))
+    assert total.dtype == jnp.result_type(float)
+    assert total == 900 * (1 + 2**-7)
+
+
 def test_gradients_where_signs_matter():
     def fn(params, x):
         return jax.nn.relu(x @ params["w"] - 0.5 + (params["b"] + params["c"]))

@@ -32,8 +32,8 @@ class ReluCell(RecurrentCell):
         kernel_init: initialiser of W_in.
         recurrent_kernel_init: initialiser of W_rec.
         fused: whether `Recurrence` trains it in kernels for GPUs, up to 128 units, that hold the time loop and W_rec
-            (Pallas). Derivatives are backward ones. Checked in Pallas' interpreter and compiled for
-            an H100, but not yet run on one.
+            (Pallas). Derivatives are backward ones. Checked in Pallas' interpreter and compiled for an H100, but not
+            yet run on one.
         dtype: dtype of the computation; None for that of inputs and parameters, promoted.
         param_dtype: dtype of the parameters.
         rngs: random keys; the stream ``params`` is used.

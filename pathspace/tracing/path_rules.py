@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..convolutions import convolution
@@ -132,18 +133,21 @@ def contracts(network: PathNetwork, eqn: JaxprEqn, first: Value, second: Value) 
     product = network.tempered(Signal(_contracted(eqn, *factors), stream.shift))
     if network.rescales or eqn.primitive is not lax.dot_general_p:
         return [product]
-    return [dataclasses.replace(product, total=_sum_of_product(eqn, *factors))]
+    return [dataclasses.replace(product, total=_sum_of_product(eqn, product.path.dtype, *factors))]
 
 
-def _sum_of_product(eqn: JaxprEqn, *factors: Array) -> Array:
+def _sum_of_product(eqn: JaxprEqn, dtype: DTypeLike, *factors: Array) -> Array:
     """The sum of all entries, from each factor's sums over the axes that the other does not have."""
     contracted, batched = eqn.params["dimension_numbers"]
 
     def summed(place: int) -> Array:
-        own = set(range(factors[place].ndim)).difference(contracted[place], batched[place])
-        return jnp.sum(factors[place], tuple(own), keepdims=True)
+        common = [*contracted[place], *batched[place]]
+        own = set(range(factors[place].ndim)).difference(common)
+        sums = jnp.sum(factors[place], tuple(own), dtype=dtype)
+        return jnp.transpose(sums, [sorted(common).index(axis) for axis in common])
 
-    return jnp.sum(lax.dot_general(summed(0), summed(1), eqn.params["dimension_numbers"]))
+    # No product of matrices, which has to be told where axes are spread explicitly.
+    return jnp.sum(summed(0) * summed(1))
 
 
 def _sums_windows(network: PathNetwork, eqn: JaxprEqn, value: Value) -> Sequence[Value]:
