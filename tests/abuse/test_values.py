@@ -29,7 +29,6 @@ OVERFLOWING = {
     "conservation_error, params": "it sums products of weights and gradients",
     "path_norm": "it sums squares of weights",
     "path_network": "it sums products of weights",
-    "path_network, at": "it sums products of weights",
     "path_kappa": "it is infinite where sums over paths overflow",
     "basis_path_norm": "it is infinite where an all-skeleton path underflows to 0",
 }
