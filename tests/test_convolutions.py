@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax import lax
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pathspace import convolutions
 from pathspace.convolutions import convolution
+from tests.jaxprs import equations
 
 FAST = ("NHWC", "HWIO", "NHWC")
 
@@ -101,11 +101,9 @@ def test_as_the_convolution_of_a_flax_module(x64):
 
 def layouts(jaxpr):
     """Of all convolutions."""
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         if eqn.primitive.name == "conv_general_dilated":
             yield eqn.params["dimension_numbers"]
-        for inner in jaxprs_in_params(eqn.params):
-            yield from layouts(inner)
 
 
 @pytest.mark.parametrize("case", ["same", "strides", "dilation"])

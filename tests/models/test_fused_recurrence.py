@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pathspace
 from pathspace.models import ReluRNN
 from pathspace.models.fused_recurrence import fused_relu_states
+from tests.jaxprs import equations
 
 
 def plain_states(projected, kernel, first):
@@ -45,15 +45,8 @@ def gradient(states_of):
 
 def primitives(function, *args):
     """Names of the primitives at all depths, but not of those inside kernels."""
-
-    def walk(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield eqn.primitive.name
-            if eqn.primitive.name != "pallas_call":
-                for inner in jaxprs_in_params(eqn.params):
-                    yield from walk(inner)
-
-    return [*walk(jax.make_jaxpr(function)(*args).jaxpr)]
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return [eqn.primitive.name for eqn in equations(jaxpr, closed=["pallas_call"])]
 
 
 def relative_error(got, expected):

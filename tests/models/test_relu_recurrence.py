@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pathspace.models import relu_recurrence
 from pathspace.models.relu_recurrence import relu_states
 from pathspace.tracing.compat import scan_sizes
+from tests.jaxprs import equations
 
 
 def plain_states(projected, kernel, first, unroll):
@@ -76,23 +76,18 @@ def test_gradients_of_a_batch_of_networks(x64):
     assert_allclose(gradient, expected, rtol=1e-12)
 
 
-def equations(jaxpr, name):
-    """Of a primitive, at all depths."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from equations(inner, name)
+def named(jaxpr, name):
+    return [eqn for eqn in equations(jaxpr) if eqn.primitive.name == name]
 
 
 def loops_of_gradient(states):
     gradient = jax.grad(weighted_sum(states, 1), argnums=(0, 1))
-    return [*equations(jax.make_jaxpr(gradient)(*arguments(4, (2,), 3)).jaxpr, "scan")]
+    return named(jax.make_jaxpr(gradient)(*arguments(4, (2,), 3)).jaxpr, "scan")
 
 
 def test_gradient_of_the_kernel_is_one_product_behind_the_loop():
     def products(states):
-        return sum(len([*equations(loop.params["jaxpr"].jaxpr, "dot_general")]) for loop in loops_of_gradient(states))
+        return sum(len(named(loop.params["jaxpr"].jaxpr, "dot_general")) for loop in loops_of_gradient(states))
 
     assert products(relu_states) == 2  # forward, backward
     assert products(plain_states) == 3
@@ -111,7 +106,7 @@ def test_where_the_last_state_alone_is_read_no_gradients_are_added_to_the_others
         return relu_states(projected, kernel, first, 1)[1][-1].sum()
 
     def pads(function):
-        return len([*equations(jax.make_jaxpr(jax.grad(function, 1))(*arguments(4, (2,), 3)).jaxpr, "pad")])
+        return len(named(jax.make_jaxpr(jax.grad(function, 1))(*arguments(4, (2,), 3)).jaxpr, "pad"))
 
     assert (pads(last), pads(padded)) == (0, 1)
 

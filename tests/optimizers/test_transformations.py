@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from pathspace import choose_skeleton, g_adam, g_sgd
 from tests.architectures import CNN, MLP, RNN
 from tests.compiled import choose
+from tests.jaxprs import equations
 from tests.optimizers.cases import OPTIMIZERS, float32, optimizers, steps
 
 
@@ -51,16 +52,6 @@ def test_sweeps_over_learning_rates_and_seeds(make):
                 assert_allclose(a[i, j], b, rtol=2e-4, atol=1e-5)
 
 
-def primitives(jaxpr):
-    """All equations, those of inner jaxprs included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from primitives(inner)
-
-
 INDEXING = ("gather", "scatter", "dynamic_slice", "dynamic_update_slice", "sort", "argmax", "take")
 
 
@@ -72,7 +63,7 @@ def indexing_of_weights(network, make):
     kernel = min(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
     return [
         eqn.primitive.name
-        for eqn in primitives(jaxpr.jaxpr)
+        for eqn in equations(jaxpr.jaxpr)
         if eqn.primitive.name.startswith(INDEXING)
         and max(np.prod(var.aval.shape, dtype=int) for var in (*eqn.invars, *eqn.outvars)) >= kernel
     ]
