@@ -18,7 +18,8 @@ _REPEATS = 10
 def product_operations(function: Callable[..., Any], *args: Any) -> int:
     """Multiplications and additions in the matrix products and convolutions of a function.
 
-    Loops count as often as they run, dead code does not.
+    Loops count as often as they run, of branches the largest or, where they are chosen by platform,
+    that for this one. Dead code does not count.
 
     Raises:
       ValueError: for loops of unknown length.
@@ -56,7 +57,17 @@ def _operations_of(eqn: JaxprEqn) -> int:
     if eqn.primitive is lax.scan_p:
         return eqn.params["length"] * _operations(open_jaxpr(eqn.params["jaxpr"]).jaxpr)
     if eqn.primitive is lax.cond_p:
-        return max(_operations(open_jaxpr(branch).jaxpr) for branch in eqn.params["branches"])
+        branches = [_operations(open_jaxpr(branch).jaxpr) for branch in eqn.params["branches"]]
+        platforms = eqn.params.get("branches_platforms")
+        if platforms is None:
+            return max(branches)
+        # The last branch, of no names, is for all other platforms. So are GPUs, as "gpu" is not what they are named by:
+        # a kernel's products cannot be counted.
+        return next(
+            branch
+            for branch, names in zip(branches, platforms, strict=True)
+            if names is None or jax.default_backend() in names
+        )
     if eqn.primitive is lax.while_p and _operations(open_jaxpr(eqn.params["body_jaxpr"]).jaxpr):
         raise ValueError("expected loops of known length around products, got a while loop: use lax.scan.")
     return 0

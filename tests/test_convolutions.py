@@ -8,13 +8,12 @@ import pytest
 from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
 from pathspace import convolutions
 from pathspace.convolutions import convolution
+from tests.convolving import FAST, arguments, assert_same, derivatives, loss_of, pair_of
 from tests.jaxprs import equations
-
-FAST = ("NHWC", "HWIO", "NHWC")
 
 # Shapes of inputs and kernel, and options of `jax.lax.conv_general_dilated`.
 CASES = {
@@ -44,24 +43,7 @@ CASES = {
 }
 
 
-def pair(options):
-    """Our convolution and XLA's, of two arguments."""
-    options = {"window_strides": (1, 1), "padding": "SAME"} | options
-    return tuple(partial(convolve, **options) for convolve in (convolution, lax.conv_general_dilated))
-
-
-def arguments(inputs_shape, kernel_shape, seed=0):
-    keys = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(keys[0], inputs_shape), jax.random.normal(keys[1], kernel_shape)
-
-
-def loss_of(convolve):
-    return lambda inputs, kernel: jnp.sum(jnp.sin(convolve(inputs, kernel)) ** 2)
-
-
-def assert_same(got, expected):
-    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert_allclose(ours, other, rtol=1e-12, atol=1e-12)
+pair = partial(pair_of, convolution)
 
 
 @pytest.mark.parametrize("many", [0, 2**22])
@@ -73,13 +55,7 @@ def test_derivatives_are_those_of_xlas_convolution(x64, monkeypatch, case, many)
     ours, plain = pair(options)
     assert_array_equal(ours(*args), plain(*args))
 
-    def derivatives(convolve):
-        gradient = jax.grad(loss_of(convolve), argnums=(0, 1))
-        backward_over_backward = jax.grad(lambda *args: sum(map(jnp.vdot, gradient(*args), directions)), (0, 1))(*args)
-        forward = jax.jvp(loss_of(convolve), args, directions)[1]
-        return gradient(*args), forward, jax.jvp(gradient, args, directions)[1], backward_over_backward
-
-    assert_same(derivatives(ours), derivatives(plain))
+    assert_same(derivatives(ours, args, directions), derivatives(plain, args, directions))
 
 
 def test_gradients_of_a_batch_of_networks(x64):

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..convolutions import convolution
+from ..winograd import winograd_convolution
 from .initializers import Initializer
 from .pooling import max_pool
 
@@ -18,7 +18,7 @@ _VARIANTS = ("canonical", "cited")
 _HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 _batch_norm = partial(nnx.BatchNorm, momentum=0.9)
-_convolution = partial(nnx.Conv, kernel_size=(3, 3), padding="SAME", conv_general_dilated=convolution)
+_convolution = partial(nnx.Conv, kernel_size=(3, 3), padding="SAME", conv_general_dilated=winograd_convolution)
 
 
 class RCNN(nnx.Module):
@@ -45,6 +45,9 @@ class RCNN(nnx.Module):
     ``layers/{i}/norms/{t}/bias``, ``readout/kernel`` and ``readout/bias``; without BatchNorm ``first/bias`` and
     ``layers/{i}/feed_forward/bias`` too, the former in the cited variant always. Convolution kernels have shape
     (3, 3, in, out). Biases start at zero, scales at one.
+
+    On CPUs, large convolutions of 24 maps or more are differentiated by Winograd's minimal filtering (a step of 96 maps
+    takes .65 of the time), whose rounding errors in float32 are about 2.5 times those of XLA's convolution.
 
     As Flax modules do, a new model trains: `eval` switches to running averages and switches dropout off, `train` back.
 

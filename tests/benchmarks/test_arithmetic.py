@@ -22,6 +22,8 @@ def multiply(a, b):
         (lambda a, b: jnp.einsum("ij,jk->ik", a, b) + a.sum(), PRODUCT),
         (lambda a, b: jax.lax.scan(lambda s, _: (s + multiply(a, b), None), jnp.zeros((3, 7)), length=6), 6 * PRODUCT),
         (lambda a, b: jax.lax.cond(a[0, 0] > 0, multiply, lambda a, b: multiply(a, b) + a @ b, a, b), 2 * PRODUCT),
+        (lambda a, b: jax.lax.platform_dependent(a, b, cpu=multiply, default=lambda a, b: a @ b @ b.T @ b), PRODUCT),
+        (lambda a, b: jax.lax.platform_dependent(a, b, cuda=lambda a, b: a @ b @ b.T @ b, default=multiply), PRODUCT),
         (jax.grad(lambda a, b: multiply(a, b).sum(), argnums=(0, 1)), 2 * PRODUCT),  # the forward pass is dead code
         (lambda a, b: a.sum() * b, 0),
         (lambda a, b: jax.lax.while_loop(lambda a: a.sum() < 0, lambda a: a + 1, a), 0),
