@@ -224,7 +224,10 @@ def allocate(
         raw = 1 + update / (chart.a[name] * chart.b[name] * skeleton.path_reference[name])
         ratio = jnp.where(jnp.isnan(raw), 1, jnp.clip(raw, 1 / max_ratio, max_ratio))
         free = chart.on_chart[name] & ~chart.shared[name]
-        limited += jnp.sum(free & (ratio != raw), dtype=jnp.int32)
+        is_limited = (free & (ratio != raw)).astype(jnp.float32)
+        # A product, exact up to 2^24 units: XLA's sum of integers is two loops, beside which it runs others on a second
+        # thread. On CPUs that can cost 1.5 % of a short step (100 units, 28 time steps).
+        limited += jnp.dot(is_limited, is_limited).astype(jnp.int32)
         before = _at_far_end(ratios, chart.through[leaf.name], leaf.target, leaf.source)[name]
         ratios[name] = jnp.where(chart.shared[name], before, jnp.where(chart.on_chart[name], ratio, 1))
     allocated, inverse_ratios = {}, _inverse(ratios)
