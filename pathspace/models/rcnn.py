@@ -9,9 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..winograd import winograd_convolution
 from .initializers import Initializer
 from .pooling import max_pool
+from .winograd import winograd_convolution
 
 _VARIANTS = ("canonical", "cited")
 

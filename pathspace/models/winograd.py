@@ -29,8 +29,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from .convolutions import convolution
-from .platforms import bilinear
+from ..convolutions import convolution
+from ..platforms import bilinear
 
 # The products of numbers at each place of the window, and the channels of inputs and of results, from which on forward
 # and backward pass are faster. Measured on two CPU cores in a loop, the time in comparison to `convolution`, for square

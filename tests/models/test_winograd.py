@@ -11,9 +11,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_array_equal
 
-from pathspace import winograd
 from pathspace.convolutions import convolution
-from pathspace.winograd import winograd_convolution
+from pathspace.models import winograd
+from pathspace.models.winograd import winograd_convolution
 from tests.convolving import FAST, arguments, assert_same, derivatives, loss_of, pair_of
 from tests.jaxprs import equations
 
