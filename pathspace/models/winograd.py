@@ -11,7 +11,7 @@ p_5 and p_6 = infinity, where a polynomial has the value of its leading coeffici
     (A^T)_ij = p_j^i        G_j = (1, p_j, p_j^2) / prod_k (p_j - p_k)        (B^T)_j = coefficients of prod_k (x - p_k)
 
 over all k other than j. At the points 0, +-1/sqrt(2) and +-sqrt(2) rounding errors are .5 of those at the usual 0, +-1
-and +-2: 5.8e-7 in float32, where results are about 1 and XLA's convolution has 2.4e-7 (root mean squares, 96 maps).
+and +-2: 5.8e-7 in float32, where results are about 1 and XLA's convolution has 1.9e-7 to 2.4e-7 (rms, 96 maps).
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4; for the general points
 Barabasz, Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep

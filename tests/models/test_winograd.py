@@ -119,7 +119,8 @@ def test_rounding_errors_are_small_multiples_of_xlas(x64):
         result = jax.jit(lambda *args: jax.vjp(convolve, *args)[0])(inputs.astype("float32"), kernel.astype("float32"))
         return jnp.sqrt(jnp.mean((result - exact) ** 2))
 
-    assert error(plain) < error(ours) < 3 * error(plain) < 1e-6
+    # 2.4 times with JAX 0.10, 3.2 times with 0.11 and 0.12, whose own convolution is more exact.
+    assert error(plain) < error(ours) < min(4 * error(plain), 1e-6)
 
 
 def test_batches_that_are_spread_explicitly(x64, small):
