@@ -30,3 +30,9 @@ def x64() -> Iterator[None]:
     """Runs one test with float64 enabled."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def lowered_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces see the branches that CPUs compute, alone."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))

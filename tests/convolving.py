@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 # The layout of inputs, kernels and results for which XLA has fast convolutions on CPUs.
@@ -43,3 +44,16 @@ def derivatives(convolve, args, directions):
 def assert_same(got, expected):
     for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert_allclose(ours, other, rtol=1e-12, atol=1e-12)
+
+
+def assert_gradients_of_spread_batches(convolve):
+    """Those of a batch that is spread explicitly over all devices are spread, and the same."""
+    mesh = jax.make_mesh((jax.device_count(),), ("examples",), axis_types=(AxisType.Explicit,))
+    inputs, kernel = arguments((2 * jax.device_count(), 5, 6, 3), (3, 3, 3, 2))
+    gradient = jax.jit(jax.grad(loss_of(convolve), (0, 1)))
+    expected = gradient(inputs, kernel)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("examples")))
+        got = gradient(spread, jax.device_put(kernel, NamedSharding(mesh, PartitionSpec())))
+    assert got[0].sharding.spec[0] == "examples"
+    assert_same(got, expected)

@@ -7,12 +7,19 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_array_equal
 
 from pathspace import convolutions
 from pathspace.convolutions import convolution
-from tests.convolving import FAST, arguments, assert_same, derivatives, loss_of, pair_of
+from tests.convolving import (
+    FAST,
+    arguments,
+    assert_gradients_of_spread_batches,
+    assert_same,
+    derivatives,
+    loss_of,
+    pair_of,
+)
 from tests.jaxprs import equations
 
 # Shapes of inputs and kernel, and options of `jax.lax.conv_general_dilated`.
@@ -83,9 +90,7 @@ def layouts(jaxpr):
 
 
 @pytest.mark.parametrize("case", ["same", "strides", "dilation"])
-def test_convolutions_of_the_gradients_have_the_fast_layout(monkeypatch, case):
-    # As lowered for CPUs.
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+def test_convolutions_of_the_gradients_have_the_fast_layout(lowered_for_cpus, case):
     *shapes, options = CASES[case]
 
     def of_gradient(convolve):
@@ -96,8 +101,7 @@ def test_convolutions_of_the_gradients_have_the_fast_layout(monkeypatch, case):
     assert len(plain) == 3
 
 
-def test_gradients_of_the_kernels_of_large_convolutions_are_products(monkeypatch):
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
+def test_gradients_of_the_kernels_of_large_convolutions_are_products(monkeypatch, lowered_for_cpus):
     monkeypatch.setattr(convolutions, "_MANY", 4 * 5 * 6 * 3 * 2 - 1)
     *shapes, options = CASES["same"]
     ours, _ = pair(options)
@@ -107,13 +111,4 @@ def test_gradients_of_the_kernels_of_large_convolutions_are_products(monkeypatch
 
 
 def test_batches_that_are_spread_explicitly(x64):
-    mesh = jax.make_mesh((jax.device_count(),), ("examples",), axis_types=(AxisType.Explicit,))
-    *_, kernel_shape, options = CASES["same"]
-    inputs, kernel = arguments((2 * jax.device_count(), 5, 6, 3), kernel_shape)
-    gradient = jax.jit(jax.grad(loss_of(pair(options)[0]), (0, 1)))
-    expected = gradient(inputs, kernel)
-    with jax.set_mesh(mesh):
-        spread = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("examples")))
-        got = gradient(spread, jax.device_put(kernel, NamedSharding(mesh, PartitionSpec())))
-    assert got[0].sharding.spec[0] == "examples"
-    assert_same(got, expected)
+    assert_gradients_of_spread_batches(pair(CASES["same"][-1])[0])

@@ -47,7 +47,7 @@ class RCNN(nnx.Module):
     (3, 3, in, out). Biases start at zero, scales at one.
 
     On CPUs, large convolutions of 24 maps or more are differentiated by Winograd's minimal filtering (a step of 96 maps
-    takes .65 of the time), whose rounding errors in float32 are 2.4 to 3.2 times those of XLA's convolution.
+    takes .65 of the time), whose rounding errors in float32 are 2.3 to 3.2 times those of XLA's convolution.
 
     As Flax modules do, a new model trains: `eval` switches to running averages and switches dropout off, `train` back.
 

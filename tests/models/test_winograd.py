@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_array_equal
 
 from pathspace.convolutions import convolution
 from pathspace.models import winograd
 from pathspace.models.winograd import winograd_convolution
-from tests.convolving import FAST, arguments, assert_same, derivatives, loss_of, pair_of
+from tests.convolving import (
+    FAST,
+    arguments,
+    assert_gradients_of_spread_batches,
+    assert_same,
+    derivatives,
+    loss_of,
+    pair_of,
+)
 from tests.jaxprs import equations
 
 pair = partial(pair_of, winograd_convolution)
@@ -34,11 +41,6 @@ def small(monkeypatch):
     """Small convolutions are computed as large ones are."""
     monkeypatch.setattr(winograd, "_MANY", 0)
     monkeypatch.setattr(winograd, "_WIDE", 1)
-
-
-@pytest.fixture
-def lowered_for_cpus(monkeypatch):
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: cpu(*args))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -124,12 +126,4 @@ def test_rounding_errors_are_small_multiples_of_xlas(x64):
 
 
 def test_batches_that_are_spread_explicitly(x64, small):
-    mesh = jax.make_mesh((jax.device_count(),), ("examples",), axis_types=(AxisType.Explicit,))
-    inputs, kernel = arguments((2 * jax.device_count(), 5, 6, 3), (3, 3, 3, 2))
-    gradient = jax.jit(jax.grad(loss_of(pair({"dimension_numbers": FAST})[0]), (0, 1)))
-    expected = gradient(inputs, kernel)
-    with jax.set_mesh(mesh):
-        spread = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("examples")))
-        got = gradient(spread, jax.device_put(kernel, NamedSharding(mesh, PartitionSpec())))
-    assert got[0].sharding.spec[0] == "examples"
-    assert_same(got, expected)
+    assert_gradients_of_spread_batches(pair({"dimension_numbers": FAST})[0])
