@@ -12,7 +12,9 @@ A unit with a skeleton weight of 0 has no coordinates there and is treated as gr
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf
@@ -136,7 +138,7 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
 
     Returns:
       A tree like `grads`; leaves outside the graph are returned as they are. Finite gradients give finite values:
-      what overflows the dtype is saturated.
+      what overflows the dtype is saturated. Others give NaN.
 
     Raises:
       ValueError: a tree does not match the skeleton's graph.
@@ -156,15 +158,14 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
     weights, grad_weights = skeleton.graph.weights(params), skeleton.graph.weights(grads)
     chart = _chart_at(weights, skeleton)
     sums = _sums_through(weights, grad_weights, chart, skeleton)
-    shares = {name: sums[name] / _nonzero(weight) for name, weight in chart.skeleton_weights.items()}  # S(v) / w_I(v)
+    # S(v) / w_I(v); products that overflow to both sides have no sum.
+    quotients = {name: sums[name] / _nonzero(weight) for name, weight in chart.skeleton_weights.items()}
+    shares = {name: jnp.where(jnp.isnan(quotient), 0, quotient) for name, quotient in quotients.items()}
     grad_paths = {}
     for leaf in skeleton.graph.leaves:
         grad = grad_weights[leaf.name]
         share = jnp.where(chart.special[leaf.name], leaf.target.spread(shares, grad.ndim, 0), 0)
-        grad_path = (grad - share) * chart.inverse_measure(leaf)
-        # Sums that overflow to both sides leave no number.
-        undefined = chart.gauge[leaf.name] | jnp.isnan(grad_path)
-        grad_paths[leaf.name] = jnp.where(undefined, 0, grad_path)
+        grad_paths[leaf.name] = (grad - share) * jnp.where(chart.gauge[leaf.name], 0, chart.inverse_measure(leaf))
     return _in_tree(grads, grad_paths, grad_weights)
 
 
@@ -186,7 +187,7 @@ def weight_allocation(
 
     Returns:
       The new parameters, a tree like `params`. Finite updates give finite weights: what overflows the dtype is
-      saturated.
+      saturated. Others give NaN.
 
     Raises:
       ValueError: a tree does not match the skeleton's graph, or the other tree; `max_ratio` is not above 1.
@@ -202,14 +203,17 @@ def weight_allocation(
     >>> new["hidden"]["kernel"].round().tolist(), new["out"]["kernel"].tolist()
     ([[15.0], [22.0]], [[16.0, 7.0]])
     """
-    return allocate(params, path_updates, skeleton, max_ratio)[0]
+    # Infinite updates are made NaN, which others see; they would be saturated.
+    path_updates = jax.tree.map(lambda update: update + 0 * update, as_arrays(path_updates, numbers=True))
+    updates, _ = allocate(params, path_updates, skeleton, max_ratio)
+    return optax.apply_updates(params, updates)
 
 
 @in_auto_mode(like=("params", None))
 def allocate(
     params: PyTree, path_updates: PyTree, skeleton: Skeleton, max_ratio: float
 ) -> tuple[PyTree, Int[Array, ""]]:
-    """`weight_allocation`, and the number of units whose update ratio was limited."""
+    """What `weight_allocation` adds to the parameters, and the number of units whose update ratio was limited."""
     if not max_ratio > 1:
         raise ValueError(f"max_ratio limits an update ratio around 1 and must be above 1, got {max_ratio}.")
     graph = skeleton.graph
@@ -232,18 +236,15 @@ def allocate(
         ratios[name] = jnp.where(chart.shared[name], before, jnp.where(chart.on_chart[name], ratio, 1))
     allocated, inverse_ratios = {}, _inverse(ratios)
     for leaf in graph.leaves:
-        w = weights[leaf.name]
-        step = updates[leaf.name] * chart.inverse_measure(leaf)
-        new = jnp.where(chart.special[leaf.name], w * leaf.target.spread(ratios, w.ndim, 1), w + step)
-        new = new * leaf.source.spread(inverse_ratios, w.ndim, 1)
-        allocated[leaf.name] = jnp.where(chart.gauge[leaf.name], w, new)
+        w, special, gauge = weights[leaf.name], chart.special[leaf.name], chart.gauge[leaf.name]
+        step = updates[leaf.name] * jnp.where(special | gauge, 0, chart.inverse_measure(leaf))
+        along = jnp.where(special, leaf.target.spread(ratios, w.ndim, 1), 1)
+        factor = jnp.where(gauge, 1, along * leaf.source.spread(inverse_ratios, w.ndim, 1))
+        allocated[leaf.name] = (w + step) * factor
     old = named_leaves(params)
-    outside = {
-        name: (old[name] + update).astype(old[name].dtype)
-        for name, update in named_leaves(path_updates).items()
-        if name not in weights
-    }
-    return replace_leaves(_in_tree(params, allocated, updates), outside), limited
+    outside = {name: old[name] + update for name, update in named_leaves(path_updates).items() if name not in allocated}
+    differences = {name: _difference(new, old[name]) for name, new in (allocated | outside).items()}
+    return replace_leaves(params, differences), limited
 
 
 def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths: bool = False) -> _Chart:
@@ -331,13 +332,24 @@ def _bounded(gauge: Array) -> Array:
     return jnp.where(gauge < 0, -size, size)
 
 
+def _difference(new: Array, old: Array) -> Array:
+    """In the old weight's dtype, such that adding it to the old weight does not overflow."""
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+        return new.astype(old.dtype) - old
+    info = jnp.finfo(old.dtype)
+    largest = float(info.max)
+    # A few units of rounding inside the range.
+    inside = largest * (1 - 8 * float(info.eps))
+    return jnp.clip(jnp.clip(new, -inside, inside) - old, -largest, largest).astype(old.dtype)
+
+
 def _in_tree(tree: PyTree, values: dict[str, Array], inputs: dict[str, Array]) -> PyTree:
-    """The values in the tree's dtypes, saturated; where the input was not finite it is handed on."""
+    """The values in the tree's dtypes, saturated; NaN where the input was not finite, for others to see."""
     leaves = named_leaves(tree)
     fitted = {}
     for name, value in values.items():
         dtype = jnp.asarray(leaves[name]).dtype
         largest = jnp.finfo(dtype).max.astype(value.dtype)
-        saturated = jnp.clip(value, -largest, largest)
-        fitted[name] = jnp.where(jnp.isfinite(inputs[name]), saturated, inputs[name]).astype(dtype)
+        # In a fused loop over all weights this takes less than a selection by `isfinite`.
+        fitted[name] = (jnp.clip(value, -largest, largest) + 0 * inputs[name]).astype(dtype)
     return replace_leaves(tree, fitted)

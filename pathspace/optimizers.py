@@ -93,9 +93,9 @@ def in_path_space(
         path_updates, inner_state = inner.update(
             path_grads, state.inner_state, basis_paths(params, present), **extra_args
         )
-        path_updates = jax.tree.map(_finite_where, path_updates, path_grads)
-        new_params, limited_units = allocate(params, path_updates, present, max_ratio)
-        return jax.tree.map(_difference, new_params, params), PathSpaceState(inner_state, limited_units)
+        path_updates = jax.tree.map(_repaired, path_updates, path_grads)
+        updates, limited_units = allocate(params, path_updates, present, max_ratio)
+        return updates, PathSpaceState(inner_state, limited_units)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -191,17 +191,9 @@ def _is_masked(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def _finite_where(update: Array, grad: Array) -> Array:
-    """Saturate what overflowed in the inner transformation; what came in non-finite stays so, for others to see."""
+def _repaired(update: Array, path_grad: Array) -> Array:
+    """Without what overflowed in the inner transformation; NaN where the gradient is not finite, for others to see."""
     if not jnp.issubdtype(update.dtype, jnp.floating):
         return update
-    return jnp.where(jnp.isfinite(grad), jnp.nan_to_num(update), update)
-
-
-def _difference(new: Array, old: Array) -> Array:
-    if not jnp.issubdtype(old.dtype, jnp.floating):
-        return new - old
-    info = jnp.finfo(old.dtype)
-    # A few units of rounding inside the range, so that adding the difference to the old weight does not leave it.
-    inside = (info.max * (1 - 8 * info.eps)).astype(old.dtype)
-    return jnp.clip(jnp.clip(new, -inside, inside) - old, -info.max, info.max)
+    largest = jnp.finfo(update.dtype).max
+    return jnp.clip(jnp.where(jnp.isnan(update), 0, update), -largest, largest) + 0 * path_grad
