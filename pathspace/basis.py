@@ -165,6 +165,7 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
     for leaf in skeleton.graph.leaves:
         grad = grad_weights[leaf.name]
         share = jnp.where(chart.special[leaf.name], leaf.target.spread(shares, grad.ndim, 0), 0)
+        # A factor of 0 and not a selection, so that NaN is handed on there too.
         grad_paths[leaf.name] = (grad - share) * jnp.where(chart.gauge[leaf.name], 0, chart.inverse_measure(leaf))
     return _in_tree(grads, grad_paths, grad_weights)
 
@@ -237,6 +238,7 @@ def allocate(
     allocated, inverse_ratios = {}, _inverse(ratios)
     for leaf in graph.leaves:
         w, special, gauge = weights[leaf.name], chart.special[leaf.name], chart.gauge[leaf.name]
+        # As in the inverse chain rule, NaN is handed on.
         step = updates[leaf.name] * jnp.where(special | gauge, 0, chart.inverse_measure(leaf))
         along = jnp.where(special, leaf.target.spread(ratios, w.ndim, 1), 1)
         factor = jnp.where(gauge, 1, along * leaf.source.spread(inverse_ratios, w.ndim, 1))
@@ -326,9 +328,9 @@ def _nonzero(divisor: Array) -> Array:
 
 
 def _bounded(gauge: Array) -> Array:
-    """Finite and nonzero, whatever the weights, and so is the product of two."""
-    info = jnp.finfo(gauge.dtype)
-    size = jnp.clip(jnp.abs(gauge), info.tiny**0.5, info.max**0.5)
+    """Finite and nonzero, whatever the weights, and so are its inverse and products of two."""
+    tiny = jnp.finfo(gauge.dtype).tiny
+    size = jnp.clip(jnp.abs(gauge), tiny**0.5, tiny**-0.5)
     return jnp.where(gauge < 0, -size, size)
 
 

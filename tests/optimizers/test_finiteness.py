@@ -72,6 +72,7 @@ def hostile_tree(rng, dtype, largest, zeros, steps=()):
 @example(seed=0, learning_rate=1e3, largest_weight=1.0, gradient="max", zeros=0.0, zero_later=False)
 @example(seed=0, learning_rate=1e3, largest_weight=1.0, gradient="max", zeros=0.3, zero_later=True)
 @example(seed=157, learning_rate=1e-3, largest_weight=100.0, gradient=1.0, zeros=0.3, zero_later=False)
+@example(seed=719, learning_rate=1e-3, largest_weight=1.0, gradient="max", zeros=1.0, zero_later=True)
 def test_finite_gradients_give_finite_updates(
     make, dtype, choice, seed, learning_rate, largest_weight, gradient, zeros, zero_later
 ):
