@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .finiteness import nan_where_not_finite, saturated
 from .graph import Leaf
 from .rescaling import Units, add_units
 from .sharding import in_auto_mode
@@ -205,7 +206,8 @@ def weight_allocation(
     ([[15.0], [22.0]], [[16.0, 7.0]])
     """
     # Infinite updates are made NaN, which others see; they would be saturated.
-    path_updates = jax.tree.map(lambda update: update + 0 * update, as_arrays(path_updates, numbers=True))
+    path_updates = as_arrays(path_updates, numbers=True)
+    path_updates = jax.tree.map(nan_where_not_finite, path_updates, path_updates)
     updates, _ = allocate(params, path_updates, skeleton, max_ratio)
     return optax.apply_updates(params, updates)
 
@@ -339,19 +341,16 @@ def _difference(new: Array, old: Array) -> Array:
     if not jnp.issubdtype(old.dtype, jnp.floating):
         return new.astype(old.dtype) - old
     info = jnp.finfo(old.dtype)
-    largest = float(info.max)
     # A few units of rounding inside the range.
-    inside = largest * (1 - 8 * float(info.eps))
-    return jnp.clip(jnp.clip(new, -inside, inside) - old, -largest, largest).astype(old.dtype)
+    inside = float(info.max) * (1 - 8 * float(info.eps))
+    return saturated(jnp.clip(new, -inside, inside) - old, old.dtype).astype(old.dtype)
 
 
 def _in_tree(tree: PyTree, values: dict[str, Array], inputs: dict[str, Array]) -> PyTree:
-    """The values in the tree's dtypes, saturated; NaN where the input was not finite, for others to see."""
+    """The values in the tree's dtypes, saturated; NaN where the input was not finite."""
     leaves = named_leaves(tree)
     fitted = {}
     for name, value in values.items():
         dtype = jnp.asarray(leaves[name]).dtype
-        largest = jnp.finfo(dtype).max.astype(value.dtype)
-        # In a fused loop over all weights this takes less than a selection by `isfinite`.
-        fitted[name] = (jnp.clip(value, -largest, largest) + 0 * inputs[name]).astype(dtype)
+        fitted[name] = nan_where_not_finite(saturated(value, dtype), inputs[name]).astype(dtype)
     return replace_leaves(tree, fitted)

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
 
 from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
+from .finiteness import nan_where_not_finite, saturated
 from .skeleton import Skeleton
 from .trees import as_arrays, check_alike, check_arrays, leaf_names
 
@@ -192,8 +193,7 @@ def _is_masked(node: Any) -> bool:
 
 
 def _repaired(update: Array, path_grad: Array) -> Array:
-    """Without what overflowed in the inner transformation; NaN where the gradient is not finite, for others to see."""
+    """Without what overflowed in the inner transformation; NaN where the gradient is not finite."""
     if not jnp.issubdtype(update.dtype, jnp.floating):
         return update
-    largest = jnp.finfo(update.dtype).max
-    return jnp.clip(jnp.where(jnp.isnan(update), 0, update), -largest, largest) + 0 * path_grad
+    return nan_where_not_finite(saturated(jnp.where(jnp.isnan(update), 0, update), update.dtype), path_grad)

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
 
+from .finiteness import saturated
 from .trees import as_arrays, check_alike, check_arrays
 
 
@@ -206,7 +207,7 @@ def path_adam(
 def _divided(grad: Array, kappa: Array) -> Array:
     """Without overflow; 0 where kappa is 0."""
     quotient = grad.astype(kappa.dtype) / jnp.where(kappa > 0, kappa, 1)
-    return jnp.where(kappa > 0, _limited(quotient, kappa.dtype), 0)
+    return jnp.where(kappa > 0, saturated(quotient, kappa.dtype), 0)
 
 
 def _multiplied(weight: Array, root: Array) -> Array:
@@ -218,12 +219,7 @@ def _update(value: Array, grad: Array) -> Array:
     """In the gradient's dtype, without overflow; where the gradient is not finite it stays so, for others to see."""
     if not jnp.issubdtype(grad.dtype, jnp.floating):
         return value.astype(grad.dtype)
-    return jnp.where(jnp.isfinite(grad), _limited(value, grad.dtype).astype(grad.dtype), grad)
-
-
-def _limited(value: Array, dtype: Any) -> Array:
-    largest = jnp.finfo(dtype).max.astype(value.dtype)
-    return jnp.clip(value, -largest, largest)
+    return jnp.where(jnp.isfinite(grad), saturated(value, grad.dtype).astype(grad.dtype), grad)
 
 
 def _norm(tree: PyTree) -> Array:
