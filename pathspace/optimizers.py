@@ -193,7 +193,8 @@ def _is_masked(node: Any) -> bool:
 
 
 def _repaired(update: Array, path_grad: Array) -> Array:
-    """Without what overflowed in the inner transformation; NaN where the gradient is not finite."""
+    """Without what overflowed inside; NaN for gradients that are not finite, unless they were made finite inside."""
     if not jnp.issubdtype(update.dtype, jnp.floating):
         return update
-    return nan_where_not_finite(saturated(jnp.where(jnp.isnan(update), 0, update), update.dtype), path_grad)
+    repaired = saturated(jnp.where(jnp.isnan(update), 0, update), update.dtype)
+    return jnp.where(jnp.isfinite(update), update, nan_where_not_finite(repaired, path_grad))

@@ -10,7 +10,7 @@ import optax
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from pathspace import choose_skeleton, g_sgd
+from pathspace import choose_skeleton, g_sgd, in_path_space, inverse_chain_rule, weight_allocation
 from pathspace.trees import named_leaves
 from tests.architectures import MLP, RNN
 from tests.compiled import choose, loss_gradient
@@ -87,6 +87,28 @@ def test_finite_gradients_give_finite_updates(
         assert np.all(np.isfinite(leaf.astype(np.float32))), f"updates of {name}"
     for name, leaf in after.items():
         assert np.all(np.isfinite(leaf.astype(np.float32))), f"parameters {name}"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("leaf", ["dense0/kernel", "dense0/bias", "dense1/kernel"])
+def test_what_is_made_finite_inside_stays_so(leaf, bad):
+    network = MLP((2, 3, 2))
+    params = float32(network.parameters(0))
+    skeleton = choose(network.graph, params)
+    layer, name = leaf.split("/")
+    grads = jax.tree.map(jnp.array, params)
+    grads[layer][name] = grads[layer][name].at[(-1,) * grads[layer][name].ndim].set(bad)
+
+    path_updates = jax.tree.map(lambda q: -0.1 * jnp.nan_to_num(q), inverse_chain_rule(grads, params, skeleton))
+    optimizer = in_path_space(optax.chain(optax.zero_nans(), optax.sgd(0.1)), skeleton)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    chex.assert_tree_all_finite(updates)
+    expected = weight_allocation(params, path_updates, skeleton)
+    chex.assert_trees_all_close(optax.apply_updates(params, updates), expected, rtol=1e-6)
+
+    optimizer = in_path_space(optax.apply_if_finite(optax.sgd(0.1), 3), skeleton)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    chex.assert_trees_all_close(updates, jax.tree.map(jnp.zeros_like, params), atol=1e-7)
 
 
 @functools.partial(jax.jit, static_argnums=0)
