@@ -10,57 +10,23 @@ so that an all-skeleton path, e = I(v), has the value N(v) a(v) b(v), which is N
 A unit with a skeleton weight of 0 has no coordinates there and is treated as ground: its weights are their own values.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
+from .chart import Chart, chart_at, inverse
 from .finiteness import nan_where_not_finite, saturated
-from .graph import Leaf
 from .rescaling import Units, add_units
 from .sharding import in_auto_mode
-from .skeleton import Edges, Skeleton, edge_mask, in_mask, out_mask
+from .skeleton import Skeleton
 from .trees import as_arrays, check_alike, named_leaves, replace_leaves
-from .units import UnitMap
 
 # Measured by 4-fold cross-validation on the digits benchmark without its test data, among 1.1, 1.2, 1.3, 1.5 and 2: at
 # the best learning rate the errors do not differ; at twice that rate only 1.1 keeps all runs from diverging.
 DEFAULT_MAX_RATIO = 1.1
 
-Flags = dict[str, Bool[Array, " _"]]
 
-
-class _Chart(NamedTuple):
-    """What the coordinates need, read from one point: by group, and by leaf."""
-
-    a: Units
-    b: Units
-    b_special: Units  # b(v) N(v) over the reference value of I(v)
-    skeleton_weights: Units  # w_I(v)
-    shared: Flags  # whether I(v) is an out-skeleton edge as well
-    on_chart: Flags
-    special: dict[str, Array]  # the mask of I(v) outside O, whose basis path is the all-skeleton path
-    through: dict[str, Array]  # the mask of I(v) inside O
-    gauge: dict[str, Array]  # the mask of O
-
-    def measure(self, leaf: Leaf) -> Array:
-        """m_e."""
-        return self._product(leaf, self.a, self.b, self.b_special)
-
-    def inverse_measure(self, leaf: Leaf) -> Array:
-        """1 / m_e, of quotients for each unit: as one for each weight they would take most of an update's time."""
-        return self._product(leaf, *map(_inverse, (self.a, self.b, self.b_special)))
-
-    def _product(self, leaf: Leaf, of_source: Units, of_target: Units, of_special: Units) -> Array:
-        rank = len(leaf.shape)
-        return leaf.source.spread(of_source, rank, 1) * jnp.where(
-            self.special[leaf.name], leaf.target.spread(of_special, rank, 1), leaf.target.spread(of_target, rank, 1)
-        )
-
-
-@in_auto_mode(like="params")
 def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
     """The basis-path values q_e = w_e m_e, laid out like the parameters.
 
@@ -85,12 +51,17 @@ def basis_paths(params: PyTree, skeleton: Skeleton) -> PyTree:
     >>> paths["hidden"]["kernel"].tolist(), paths["out"]["kernel"].tolist()
     ([[14.0], [21.0]], [[15.0, 7.0]])
     """
-    weights = skeleton.graph.weights(params)
-    chart = _chart_at(weights, skeleton)
+    return path_values(params, chart_at(params, skeleton))
+
+
+@in_auto_mode(like="params")
+def path_values(params: PyTree, chart: Chart) -> PyTree:
+    """What `basis_paths` returns."""
+    weights = chart.skeleton.graph.weights(params)
     paths = {}
-    for leaf in skeleton.graph.leaves:
+    for leaf in chart.skeleton.graph.leaves:
         w = weights[leaf.name]
-        paths[leaf.name] = jnp.where(chart.gauge[leaf.name], w, w * chart.measure(leaf))
+        paths[leaf.name] = jnp.where(chart.gauge(leaf), w, w * chart.measure(leaf))
     return _in_tree(params, paths, weights)
 
 
@@ -113,15 +84,14 @@ def from_basis_paths(paths: PyTree, skeleton: Skeleton) -> PyTree:
     [[2.0], [4.0]]
     """
     values = skeleton.graph.weights(paths)
-    chart = _chart_at(values, skeleton, values_are_paths=True)
+    chart = chart_at(paths, skeleton, values_are_paths=True)
     weights = {}
     for leaf in skeleton.graph.leaves:
         q = values[leaf.name]
-        weights[leaf.name] = jnp.where(chart.gauge[leaf.name], q, q * chart.inverse_measure(leaf))
+        weights[leaf.name] = jnp.where(chart.gauge(leaf), q, q * chart.inverse_measure(leaf))
     return _in_tree(paths, weights, values)
 
 
-@in_auto_mode(like="grads")
 def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyTree:
     """The gradient with respect to basis-path values, from the gradient G with respect to weights.
 
@@ -156,18 +126,24 @@ def inverse_chain_rule(grads: PyTree, params: PyTree, skeleton: Skeleton) -> PyT
     >>> path_grads["hidden"]["kernel"].tolist(), path_grads["out"]["kernel"].tolist()
     ([[1.0], [1.0]], [[2.0, 0.0]])
     """
-    weights, grad_weights = skeleton.graph.weights(params), skeleton.graph.weights(grads)
-    chart = _chart_at(weights, skeleton)
-    sums = _sums_through(weights, grad_weights, chart, skeleton)
+    return path_gradient(grads, params, chart_at(params, skeleton))
+
+
+@in_auto_mode(like="grads")
+def path_gradient(grads: PyTree, params: PyTree, chart: Chart) -> PyTree:
+    """What `inverse_chain_rule` returns."""
+    graph = chart.skeleton.graph
+    weights, grad_weights = graph.weights(params), graph.weights(grads)
+    sums = _sums_through(weights, grad_weights, chart)
     # S(v) / w_I(v); products that overflow to both sides have no sum.
     quotients = {name: sums[name] / _nonzero(weight) for name, weight in chart.skeleton_weights.items()}
     shares = {name: jnp.where(jnp.isnan(quotient), 0, quotient) for name, quotient in quotients.items()}
     grad_paths = {}
-    for leaf in skeleton.graph.leaves:
+    for leaf in graph.leaves:
         grad = grad_weights[leaf.name]
-        share = jnp.where(chart.special[leaf.name], leaf.target.spread(shares, grad.ndim, 0), 0)
+        share = jnp.where(chart.special(leaf), leaf.target.spread(shares, grad.ndim, 0), 0)
         # A factor of 0 and not a selection, so that NaN is handed on there too.
-        grad_paths[leaf.name] = (grad - share) * jnp.where(chart.gauge[leaf.name], 0, chart.inverse_measure(leaf))
+        grad_paths[leaf.name] = (grad - share) * jnp.where(chart.gauge(leaf), 0, chart.inverse_measure(leaf))
     return _in_tree(grads, grad_paths, grad_weights)
 
 
@@ -208,38 +184,35 @@ def weight_allocation(
     # Infinite updates are made NaN, which others see; they would be saturated.
     path_updates = as_arrays(path_updates, numbers=True)
     path_updates = jax.tree.map(nan_where_not_finite, path_updates, path_updates)
-    updates, _ = allocate(params, path_updates, skeleton, max_ratio)
+    updates, _ = allocate(params, path_updates, chart_at(params, skeleton), max_ratio)
     return optax.apply_updates(params, updates)
 
 
 @in_auto_mode(like=("params", None))
-def allocate(
-    params: PyTree, path_updates: PyTree, skeleton: Skeleton, max_ratio: float
-) -> tuple[PyTree, Int[Array, ""]]:
+def allocate(params: PyTree, path_updates: PyTree, chart: Chart, max_ratio: float) -> tuple[PyTree, Int[Array, ""]]:
     """What `weight_allocation` adds to the parameters, and the number of units whose update ratio was limited."""
     if not max_ratio > 1:
         raise ValueError(f"max_ratio limits an update ratio around 1 and must be above 1, got {max_ratio}.")
-    graph = skeleton.graph
+    graph = chart.skeleton.graph
     weights, updates = graph.weights(params), graph.weights(path_updates)
     params, path_updates = as_arrays(params, numbers=True), as_arrays(path_updates, numbers=True)
     check_alike(path_updates, params, "the updates")
-    chart = _chart_at(weights, skeleton)
     ratios: Units = {}
     limited = jnp.zeros((), jnp.int32)
     for name, leaf in graph.in_chain.items():
-        update = leaf.target.collect(jnp.where(chart.special[leaf.name], updates[leaf.name], 0))[name]
-        raw = 1 + update / (chart.a[name] * chart.b[name] * skeleton.path_reference[name])
+        update = leaf.target.collect(jnp.where(chart.special(leaf), updates[leaf.name], 0))[name]
+        raw = 1 + update / (chart.a[name] * chart.b[name] * chart.skeleton.path_reference[name])
         ratio = jnp.where(jnp.isnan(raw), 1, jnp.clip(raw, 1 / max_ratio, max_ratio))
         free = chart.on_chart[name] & ~chart.shared[name]
         is_limited = (free & (ratio != raw)).astype(jnp.float32)
         # A product, exact up to 2^24 units: XLA's sum of integers is two loops, beside which it runs others on a second
         # thread. On CPUs that can cost 1.5 % of a short step (100 units, 28 time steps).
         limited += jnp.dot(is_limited, is_limited).astype(jnp.int32)
-        before = _at_far_end(ratios, chart.through[leaf.name], leaf.target, leaf.source)[name]
+        before = leaf.source.take(ratios, chart.before[name], 1)
         ratios[name] = jnp.where(chart.shared[name], before, jnp.where(chart.on_chart[name], ratio, 1))
-    allocated, inverse_ratios = {}, _inverse(ratios)
+    allocated, inverse_ratios = {}, inverse(ratios)
     for leaf in graph.leaves:
-        w, special, gauge = weights[leaf.name], chart.special[leaf.name], chart.gauge[leaf.name]
+        w, special, gauge = weights[leaf.name], chart.special(leaf), chart.gauge(leaf)
         # As in the inverse chain rule, NaN is handed on.
         step = updates[leaf.name] * jnp.where(special | gauge, 0, chart.inverse_measure(leaf))
         along = jnp.where(special, leaf.target.spread(ratios, w.ndim, 1), 1)
@@ -251,89 +224,20 @@ def allocate(
     return replace_leaves(params, differences), limited
 
 
-def _chart_at(values: dict[str, Array], skeleton: Skeleton, *, values_are_paths: bool = False) -> _Chart:
-    graph = skeleton.graph
-    on_chart = {}
-    in_values = _values_on(values, graph.in_chain, "target", skeleton.in_edges)
-    out_values = _values_on(values, graph.out_chain, "source", skeleton.out_edges)
-    for group in graph.groups:
-        # Weights and path values vanish together at these two entries, so both sides of the coordinates agree on this.
-        on_chart[group.name] = (in_values[group.name] != 0) & (out_values[group.name] != 0)
-    in_edges, out_edges = (
-        {name: jnp.where(on_chart[name], edge, -1) for name, edge in edges.items()}
-        for edges in (skeleton.in_edges, skeleton.out_edges)
-    )
-    special, through, gauge = {}, {}, {}
-    for leaf in graph.leaves:
-        in_skeleton = in_mask(skeleton, leaf, in_edges)
-        gauge[leaf.name] = out_mask(skeleton, leaf, out_edges)
-        special[leaf.name] = in_skeleton & ~gauge[leaf.name]
-        through[leaf.name] = in_skeleton & gauge[leaf.name]
-
-    b: Units = {}
-    for name, leaf in graph.out_chain.items():
-        after = _at_far_end(b, gauge[leaf.name], leaf.source, leaf.target)[name]
-        b[name] = jnp.where(on_chart[name], _bounded(after * out_values[name] / skeleton.out_reference[name]), 1)
-    a: Units = {}
-    shared: Flags = {}
-    for name, leaf in graph.in_chain.items():
-        in_skeleton = special[leaf.name] | through[leaf.name]
-        before = _at_far_end(a, in_skeleton, leaf.target, leaf.source)[name]
-        shared[name] = leaf.target.collect(through[leaf.name], "max")[name]
-        along = before * in_values[name] / skeleton.in_reference[name]
-        if values_are_paths:
-            along = jnp.where(shared[name], along, in_values[name] / (b[name] * skeleton.path_reference[name]))
-        a[name] = jnp.where(on_chart[name], _bounded(along), 1)
-
-    b_special = {
-        name: _bounded(b[name] * (skeleton.path_reference[name] / reference))
-        for name, reference in skeleton.in_reference.items()
-    }
-    return _Chart(a, b, b_special, in_values, shared, on_chart, special, through, gauge)
-
-
-def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edges: Edges) -> Units:
-    """The entry at each unit's skeleton edge; 0 for a unit that has none."""
-    found = {}
-    for name, leaf in chain.items():
-        end = getattr(leaf, near)
-        mask = edge_mask(leaf, end, {name: edges[name]})
-        found[name] = end.collect(jnp.where(mask, values[leaf.name], 0))[name]
-    return found
-
-
-def _at_far_end(values: Units, mask: Array, near: UnitMap, far: UnitMap) -> dict[str, Array]:
-    """For each unit at the near end the value of the unit, or the 1 of ground, at the far end of its masked edge."""
-    if not any(group.name in values for group in far.groups):
-        return {group.name: jnp.ones(group.size) for group in near.groups}
-    return near.collect(jnp.where(mask, far.spread(values, mask.ndim, 1), 0))
-
-
-def _sums_through(weights: dict[str, Array], grads: dict[str, Array], chart: _Chart, skeleton: Skeleton) -> Units:
+def _sums_through(weights: dict[str, Array], grads: dict[str, Array], chart: Chart) -> Units:
     """S(v): what leaves v outside O, and what leaves the units that follow v along edges in both I and O."""
+    graph = chart.skeleton.graph
     sums: Units = {}
-    for leaf in skeleton.graph.leaves:
-        flow = jnp.where(chart.gauge[leaf.name], 0, weights[leaf.name] * grads[leaf.name])
+    for leaf in graph.leaves:
+        flow = jnp.where(chart.gauge(leaf), 0, weights[leaf.name] * grads[leaf.name])
         add_units(sums, leaf.source.collect(flow))
-    for name, leaf in reversed(skeleton.graph.in_chain.items()):
-        following = leaf.target.spread({name: sums[name]}, len(leaf.shape), 0)
-        add_units(sums, leaf.source.collect(jnp.where(chart.through[leaf.name], following, 0)))
+    for name in reversed(graph.in_chain):
+        sums[name] += graph.out_chain[name].target.take(sums, chart.following[name], 0)
     return sums
-
-
-def _inverse(values: Units) -> Units:
-    return {name: 1 / value for name, value in values.items()}
 
 
 def _nonzero(divisor: Array) -> Array:
     return jnp.where(divisor == 0, 1, divisor)
-
-
-def _bounded(gauge: Array) -> Array:
-    """Finite and nonzero, whatever the weights, and so are its inverse and products of two."""
-    tiny = jnp.finfo(gauge.dtype).tiny
-    size = jnp.clip(jnp.abs(gauge), tiny**0.5, tiny**-0.5)
-    return jnp.where(gauge < 0, -size, size)
 
 
 def _difference(new: Array, old: Array) -> Array:

@@ -8,7 +8,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG  # Optax does not export its own message
 
-from .basis import DEFAULT_MAX_RATIO, allocate, basis_paths, inverse_chain_rule
+from .basis import DEFAULT_MAX_RATIO, allocate, path_gradient, path_values
+from .chart import chart_at
 from .finiteness import nan_where_not_finite, saturated
 from .skeleton import Skeleton
 from .trees import as_arrays, check_alike, check_arrays, leaf_names
@@ -90,12 +91,13 @@ def in_path_space(
         updates, params = as_arrays(updates, numbers=True), as_arrays(params, numbers=True)
         check_alike(updates, params, "the updates")
         present = _without_masked_groups(skeleton, params)
-        path_grads = inverse_chain_rule(updates, params, present)
+        chart = chart_at(params, present)
+        path_grads = path_gradient(updates, params, chart)
         path_updates, inner_state = inner.update(
-            path_grads, state.inner_state, basis_paths(params, present), **extra_args
+            path_grads, state.inner_state, path_values(params, chart), **extra_args
         )
         path_updates = jax.tree.map(_repaired, path_updates, path_grads)
-        updates, limited_units = allocate(params, path_updates, present, max_ratio)
+        updates, limited_units = allocate(params, path_updates, chart, max_ratio)
         return updates, PathSpaceState(inner_state, limited_units)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -199,11 +200,27 @@ def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
 def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:
     """True at the entry that each unit of the given groups has chosen in the leaf.
 
-    A comparison with an iota: XLA fuses it into what reads it, and it shards, where an index would gather.
+    Comparisons with an iota: XLA fuses them into what reads them, and they shard, where an index would gather. And
+    nothing is computed from the iotas that XLA would take for worth keeping, as an array of the leaf's size, from one
+    turn of a training loop to the next.
     """
     if not edges:
         return jnp.zeros(leaf.shape, bool)
-    return _positions(leaf) == near.spread(edges, len(leaf.shape), -1)
+    rank = len(leaf.shape)
+    axes = [axis for axis in range(rank) if not (near.is_in_order and axis in near.axes)] or range(rank)
+    mask = jnp.ones((), bool)
+    for axis in axes:
+        chosen = near.spread({name: _coordinate(leaf, axis, edge) for name, edge in edges.items()}, rank, -1)
+        mask &= jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) == chosen
+    return mask
+
+
+def far_units(leaf: Leaf, far: UnitMap, edges: Int[Array, " _"]) -> Int[Array, " _"]:
+    """The unit at the far end of each edge, as `far.index` counts them; ground where there is no edge."""
+    place = jnp.zeros_like(edges)
+    for axis, size in zip(far.axes, far.index.shape, strict=True):
+        place = place * size + _coordinate(leaf, axis, edges)
+    return jnp.where(edges < 0, GROUND, jnp.asarray(far.index.ravel(), edges.dtype)[place])
 
 
 def in_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
@@ -245,6 +262,12 @@ def _norms_around(graph: ReductionGraph, weights: dict[str, Array], in_weights: 
     return {
         name: jnp.clip(norms[name], jnp.abs(weight), jnp.finfo(weight.dtype).max) for name, weight in in_weights.items()
     }
+
+
+def _coordinate(leaf: Leaf, axis: int, edges: Int[Array, " _"]) -> Int[Array, " _"]:
+    """Where edges lie along an axis; -1 where there is no edge."""
+    size, stride = np.asarray((leaf.shape[axis], math.prod(leaf.shape[axis + 1 :])), edges.dtype)
+    return jnp.where(edges < 0, -1, jax.lax.rem(jax.lax.div(edges, stride), size))
 
 
 def _positions(leaf: Leaf) -> Array:

@@ -74,7 +74,8 @@ class UnitMap:
         return dict(zip((group.name for group in self.groups), np.cumsum([0, *sizes[:-1]]).tolist(), strict=False))
 
     @functools.cached_property
-    def _in_order(self) -> bool:
+    def is_in_order(self) -> bool:
+        """Whether the positions are the units, one for one."""
         return np.array_equal(self.index.ravel(), np.arange(self.num_units))
 
     def lies_in(self, names: Collection[str]) -> np.ndarray:
@@ -93,12 +94,21 @@ class UnitMap:
         """One number per unit, laid along the axes of a leaf of that rank; `fill` on ground and groups not given."""
         if not any(group.name in values for group in self.groups):
             return jnp.asarray(fill)
+        if self.is_in_order:
+            return self.along_axes(self._joined(values, fill).reshape(self.index.shape), rank)
+        return self.along_axes(self.take(values, self.index, fill), rank)
+
+    def take(self, values: Mapping[str, Array], index: Array | np.ndarray, fill: float | int) -> Array:
+        """The numbers of the units that an array like the map's own `index` names; `fill` as in `spread`."""
+        if not any(group.name in values for group in self.groups):
+            return jnp.full(index.shape, fill)
+        units = self._joined(values, fill)
+        return jnp.append(units, jnp.asarray(fill, units.dtype))[index]
+
+    def _joined(self, values: Mapping[str, Array], fill: float | int) -> Array:
         dtype = next(values[group.name].dtype for group in self.groups if group.name in values)
         parts = [values.get(group.name, jnp.full(group.size, fill, dtype)) for group in self.groups]
-        units = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-        if not self._in_order:
-            units = jnp.append(units, jnp.asarray(fill, dtype))[self.index]
-        return self.along_axes(units.reshape(self.index.shape), rank)
+        return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def collect(self, leaf: Array, reduction: Literal["sum", "max", "min"] = "sum") -> dict[str, Array]:
         """Reduce an array of the leaf's shape to one number per unit, by group: the transpose of `spread`."""
@@ -106,7 +116,7 @@ class UnitMap:
             return {}
         reduce, reduce_segments = _REDUCTIONS[reduction]
         units = reduce(leaf, axis=tuple(i for i in range(leaf.ndim) if i not in self.axes)).ravel()
-        if not self._in_order:
+        if not self.is_in_order:
             segments = np.where(self.index == GROUND, self.num_units, self.index).ravel()
             units = reduce_segments(units, segments, num_segments=self.num_units + 1)[:-1]
         return {

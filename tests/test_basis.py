@@ -21,6 +21,7 @@ from pathspace import (
     weight_allocation,
 )
 from pathspace.basis import allocate
+from pathspace.chart import chart_at
 from pathspace.trees import named_leaves
 from tests.architectures import CNN, MLP, RNN, Mixture
 from tests.compiled import choose, masks_of, outputs, paths_of, rescaled
@@ -215,7 +216,7 @@ def test_forward_pass_written_with_path_values(seed):
 
 @partial(jax.jit, static_argnums=3)
 def step(params, updates, skeleton, max_ratio):
-    updates, limited = allocate(params, updates, skeleton, max_ratio)
+    updates, limited = allocate(params, updates, chart_at(params, skeleton), max_ratio)
     return optax.apply_updates(params, updates), limited
 
 

@@ -8,7 +8,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from pathspace import ReductionGraph, choose_skeleton
+from pathspace.skeleton import edge_mask, far_units
 from pathspace.trees import named_leaves
+from pathspace.units import GROUND
 from tests.architectures import CNN, MLP, RNN, Mixture
 from tests.compiled import balanced, choose, masks_of, rescaled, unit_skeleton
 from tests.composites import FlattenedCNN
@@ -34,6 +36,27 @@ def largest_by_loops(graph, params):
             settled.append(name)
         found.append({unit: edge for unit, (edge, _) in best.items()})
     return tuple(found)
+
+
+@over_networks(max_examples=2)
+def test_edge_mask_and_far_units(network, seed):
+    skeleton = choose(network.graph, network.parameters(seed), method="largest", reference="initial")
+    graph, (ins, outs) = network.graph, skeleton_by_loops(skeleton)
+    for chain, near, far, edges, expected in (
+        (graph.in_chain, "target", "source", skeleton.in_edges, ins),
+        (graph.out_chain, "source", "target", skeleton.out_edges, outs),
+    ):
+        for name, leaf in chain.items():
+            present = (np.asarray(edges[name]) >= 0) & (np.arange(len(edges[name])) % 3 != 2)
+            some = jnp.where(jnp.asarray(present), edges[name], -1)
+            kept = [expected[name, i] for i in np.flatnonzero(present)]
+            mask = np.asarray(edge_mask(leaf, getattr(leaf, near), {name: some}))
+            assert sorted(map(tuple, np.argwhere(mask).tolist())) == sorted(edge.index for edge in kept)
+            units = getattr(leaf, far)
+            counted = [(group.name, i) for group in units.groups for i in range(group.size)]
+            for i, place in enumerate(far_units(leaf, units, some).tolist()):
+                unit = getattr(expected[name, i], far) if present[i] else None
+                assert (None if place == GROUND else counted[place]) == unit
 
 
 @over_networks(max_examples=2)

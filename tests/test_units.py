@@ -54,6 +54,19 @@ def test_spread_fills_groups_that_are_not_given(units, shape):
 
 
 @maps
+def test_take(units, shape):
+    values = values_for(units)
+    values.pop("a", None)
+    index = np.append(np.random.default_rng(1).permutation(units.num_units), GROUND)
+    taken = units.take(values, jnp.asarray(index), 7.0)
+    assert taken.shape == index.shape
+    flat = [(group.name, i) for group in units.groups for i in range(group.size)]
+    for number, place in zip(taken, index, strict=True):
+        name, i = (None, None) if place == GROUND else flat[place]
+        assert number == (values[name][i] if name in values else 7.0)
+
+
+@maps
 @pytest.mark.parametrize(("reduction", "reduce"), [("sum", sum), ("max", max), ("min", min)])
 def test_collect(units, shape, reduction, reduce):
     leaf = np.random.default_rng(0).normal(size=shape)
