@@ -12,10 +12,8 @@ from jaxtyping import Array, Bool, PyTree
 from .graph import Leaf
 from .rescaling import Units
 from .sharding import in_auto_mode
-from .skeleton import Edges, Skeleton, edge_mask, far_units, in_mask, out_mask
+from .skeleton import Edges, Flags, Skeleton, edge_mask, far_units, in_mask, out_mask
 from .units import GROUND, UnitMap
-
-Flags = dict[str, Bool[Array, " _"]]
 
 
 class Chart(NamedTuple):
@@ -32,17 +30,15 @@ class Chart(NamedTuple):
     shared: Flags  # whether I(v) is an out-skeleton edge as well
     on_chart: Flags
     before: Edges  # the unit that I(v) comes from
-    following: Edges  # the unit that O(v) goes to where O(v) is an in-skeleton edge as well
-    special_edges: Edges  # I(v) outside O, whose basis path is the all-skeleton path
-    gauge_edges: Edges  # O(v)
+    following: Edges  # the unit that O(v) goes to, where O(v) is an in-skeleton edge as well
 
     def special(self, leaf: Leaf) -> Bool[Array, "..."]:
-        """The mask of I(v) outside O."""
-        return in_mask(self.skeleton, leaf, self.special_edges)
+        """The mask of I(v) outside O, whose basis path is the all-skeleton path."""
+        return in_mask(self.skeleton, leaf, {name: self.on_chart[name] & ~self.shared[name] for name in self.shared})
 
     def gauge(self, leaf: Leaf) -> Bool[Array, "..."]:
         """The mask of O."""
-        return out_mask(self.skeleton, leaf, self.gauge_edges)
+        return out_mask(self.skeleton, leaf, self.on_chart)
 
     def measure(self, leaf: Leaf) -> Array:
         """m_e."""
@@ -64,26 +60,13 @@ def chart_at(point: PyTree, skeleton: Skeleton, *, values_are_paths: bool = Fals
     """The chart at a point, of which the weights are given or the basis-path values."""
     graph = skeleton.graph
     values = graph.weights(point)
-    on_chart = {}
-    in_values = _values_on(values, graph.in_chain, "target", skeleton.in_edges)
-    out_values = _values_on(values, graph.out_chain, "source", skeleton.out_edges)
-    for group in graph.groups:
-        # Weights and path values vanish together at these two entries, so both sides of the coordinates agree on this.
-        on_chart[group.name] = (in_values[group.name] != 0) & (out_values[group.name] != 0)
-    in_edges, out_edges = (
-        {name: jnp.where(on_chart[name], edge, -1) for name, edge in edges.items()}
-        for edges in (skeleton.in_edges, skeleton.out_edges)
-    )
-    before = {name: far_units(leaf, leaf.source, in_edges[name]) for name, leaf in graph.in_chain.items()}
-    after = {name: far_units(leaf, leaf.target, out_edges[name]) for name, leaf in graph.out_chain.items()}
-    shared = {
-        name: _chosen_at_far_end(leaf, leaf.source, in_edges[name], before[name], graph.out_chain, out_edges)
-        for name, leaf in graph.in_chain.items()
-    }
-    following = {}
-    for name, leaf in graph.out_chain.items():
-        goes_on = _chosen_at_far_end(leaf, leaf.target, out_edges[name], after[name], graph.in_chain, in_edges)
-        following[name] = jnp.where(goes_on, after[name], GROUND)
+    ins = _Side(graph.in_chain, skeleton.in_edges, "target", "source")
+    outs = _Side(graph.out_chain, skeleton.out_edges, "source", "target")
+    in_values, out_values = _values_on(ins, values), _values_on(outs, values)
+    # Weights and path values vanish together at these two entries, so both sides of the coordinates agree on this.
+    on_chart = {name: (in_values[name] != 0) & (out_values[name] != 0) for name in in_values}
+    before, after = _units_beyond(ins), _units_beyond(outs)
+    shared, is_shared = _is_in_both(ins, before, outs, on_chart), _is_in_both(outs, after, ins, on_chart)
 
     b: Units = {}
     for name, leaf in graph.out_chain.items():
@@ -109,9 +92,7 @@ def chart_at(point: PyTree, skeleton: Skeleton, *, values_are_paths: bool = Fals
         shared=shared,
         on_chart=on_chart,
         before=before,
-        following=following,
-        special_edges={name: jnp.where(shared[name], -1, edge) for name, edge in in_edges.items()},
-        gauge_edges=out_edges,
+        following={name: jnp.where(is_shared[name], after[name], GROUND) for name in after},
     )
 
 
@@ -120,22 +101,40 @@ def inverse(values: Units) -> Units:
     return {name: 1 / value for name, value in values.items()}
 
 
-def _values_on(values: dict[str, Array], chain: dict[str, Leaf], near: str, edges: Edges) -> Units:
+class _Side(NamedTuple):
+    """The in-skeleton or the out-skeleton edges, which lead from units at their near ends on towards ground."""
+
+    chain: dict[str, Leaf]
+    edges: Edges
+    near: str
+    far: str
+
+
+def _values_on(side: _Side, values: dict[str, Array]) -> Units:
     """The entry at each unit's skeleton edge; 0 for a unit that has none."""
     found = {}
-    for name, leaf in chain.items():
-        end = getattr(leaf, near)
-        mask = edge_mask(leaf, end, {name: edges[name]})
-        found[name] = end.collect(jnp.where(mask, values[leaf.name], 0))[name]
+    for name, leaf in side.chain.items():
+        units: UnitMap = getattr(leaf, side.near)
+        mask = edge_mask(leaf, units, {name: side.edges[name]})
+        found[name] = units.collect(jnp.where(mask, values[leaf.name], 0))[name]
     return found
 
 
-def _chosen_at_far_end(
-    leaf: Leaf, far: UnitMap, edges: Array, units: Array, chain: dict[str, Leaf], chosen: Edges
-) -> Array:
-    """Whether the units at the far ends of edges have chosen the same edges."""
-    others = far.take({name: chosen[name] for name in chosen if chain[name] is leaf}, units, -1)
-    return (others >= 0) & (others == edges)
+def _units_beyond(side: _Side) -> Edges:
+    """The unit at the far end of each unit's skeleton edge, or ground."""
+    return {name: far_units(leaf, getattr(leaf, side.far), side.edges[name]) for name, leaf in side.chain.items()}
+
+
+def _is_in_both(side: _Side, beyond: Edges, other: _Side, on_chart: Flags) -> Flags:
+    """Whether each unit's skeleton edge is that of the unit at its far end as well."""
+    found = {}
+    for name, leaf in side.chain.items():
+        units: UnitMap = getattr(leaf, side.far)
+        chosen = {group: other.edges[group] for group in other.edges if other.chain[group] is leaf}
+        edges = units.take(chosen, beyond[name], -1)
+        both_on_chart = on_chart[name] & units.take({group: on_chart[group] for group in chosen}, beyond[name], False)
+        found[name] = (edges >= 0) & (edges == side.edges[name]) & both_on_chart
+    return found
 
 
 def _bounded(gauge: Array) -> Array:

@@ -153,9 +153,9 @@ def basis_path_norm(params: PyTree, skeleton: Skeleton) -> Float[Array, ""]:
     values = skeleton.graph.weights(basis_paths(params, skeleton))
     largest = [jnp.zeros(())]
     for leaf in skeleton.graph.leaves:
-        gauge = out_mask(skeleton, leaf, skeleton.out_edges)
+        gauge = out_mask(skeleton, leaf)
         is_edge = ~gauge & ~(leaf.grounded(leaf.source) & leaf.grounded(leaf.target))
-        all_skeleton = in_mask(skeleton, leaf, skeleton.in_edges) & ~gauge
+        all_skeleton = in_mask(skeleton, leaf) & ~gauge
         size = jnp.abs(values[leaf.name])
         relative = size / leaf.target.spread(skeleton.path_reference, size.ndim, 1)
         size = jnp.where(all_skeleton, jnp.abs(jnp.log(jnp.where(all_skeleton, relative, 1))), size)

@@ -18,6 +18,7 @@ from .trees import named_leaves, replace_leaves
 from .units import GROUND, UnitMap
 
 Edges = dict[str, Int[Array, " _"]]
+Flags = dict[str, Bool[Array, " _"]]
 
 _LAST = jnp.iinfo(jnp.int32).max
 
@@ -168,7 +169,7 @@ def skeleton_masks(skeleton: Skeleton, params: PyTree) -> PyTree[Bool[Array, "..
     skeleton.graph.weights(params)
     masks = {name: jnp.zeros(np.shape(leaf), bool) for name, leaf in named_leaves(params).items()}
     for leaf in skeleton.graph.leaves:
-        masks[leaf.name] = in_mask(skeleton, leaf, skeleton.in_edges) | out_mask(skeleton, leaf, skeleton.out_edges)
+        masks[leaf.name] = in_mask(skeleton, leaf) | out_mask(skeleton, leaf)
     return replace_leaves(params, masks)
 
 
@@ -197,12 +198,12 @@ def with_unit_skeleton(params: PyTree, skeleton: Skeleton) -> PyTree:
     )
 
 
-def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:
-    """True at the entry that each unit of the given groups has chosen in the leaf.
+def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges, among: Flags | None = None) -> Array:
+    """True at the entry that each unit of the given groups, or each of the units `among` them, has chosen in the leaf.
 
     Comparisons with an iota: XLA fuses them into what reads them, and they shard, where an index would gather. And
     nothing is computed from the iotas that XLA would take for worth keeping, as an array of the leaf's size, from one
-    turn of a training loop to the next.
+    turn of a training loop to the next; what is computed from the edges, it may keep.
     """
     if not edges:
         return jnp.zeros(leaf.shape, bool)
@@ -210,8 +211,10 @@ def edge_mask(leaf: Leaf, near: UnitMap, edges: Edges) -> Array:
     axes = [axis for axis in range(rank) if not (near.is_in_order and axis in near.axes)] or range(rank)
     mask = jnp.ones((), bool)
     for axis in axes:
-        chosen = near.spread({name: _coordinate(leaf, axis, edge) for name, edge in edges.items()}, rank, -1)
-        mask &= jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) == chosen
+        chosen = {name: _coordinate(leaf, axis, edge) for name, edge in edges.items()}
+        if among is not None:
+            chosen = {name: jnp.where(among[name], each, -1) for name, each in chosen.items()}
+        mask &= jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) == near.spread(chosen, rank, -1)
     return mask
 
 
@@ -223,16 +226,18 @@ def far_units(leaf: Leaf, far: UnitMap, edges: Int[Array, " _"]) -> Int[Array, "
     return jnp.where(edges < 0, GROUND, jnp.asarray(far.index.ravel(), edges.dtype)[place])
 
 
-def in_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
-    """Where the leaf holds in-skeleton edges."""
-    chain = skeleton.graph.in_chain
-    return edge_mask(leaf, leaf.target, {name: edges[name] for name in edges if chain[name] is leaf})
+def in_mask(skeleton: Skeleton, leaf: Leaf, among: Flags | None = None) -> Array:
+    """Where the leaf holds in-skeleton edges, of all units or of those `among` them."""
+    return edge_mask(leaf, leaf.target, _in_leaf(leaf, skeleton.graph.in_chain, skeleton.in_edges), among)
 
 
-def out_mask(skeleton: Skeleton, leaf: Leaf, edges: Edges) -> Array:
-    """Where the leaf holds out-skeleton edges."""
-    chain = skeleton.graph.out_chain
-    return edge_mask(leaf, leaf.source, {name: edges[name] for name in edges if chain[name] is leaf})
+def out_mask(skeleton: Skeleton, leaf: Leaf, among: Flags | None = None) -> Array:
+    """Where the leaf holds out-skeleton edges, of all units or of those `among` them."""
+    return edge_mask(leaf, leaf.source, _in_leaf(leaf, skeleton.graph.out_chain, skeleton.out_edges), among)
+
+
+def _in_leaf(leaf: Leaf, chain: dict[str, Leaf], edges: Edges) -> Edges:
+    return {name: edge for name, edge in edges.items() if chain[name] is leaf}
 
 
 def _ones(values: Units) -> Units:
