@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from .graph import Leaf
 from .rescaling import Units
 from .sharding import in_auto_mode
-from .skeleton import Edges, Flags, Skeleton, edge_mask, far_units, in_mask, out_mask
+from .skeleton import Edges, Flags, Skeleton, edge_mask, edges_in, far_units, in_mask, out_mask
 from .units import GROUND, UnitMap
 
 
@@ -130,7 +130,7 @@ def _is_in_both(side: _Side, beyond: Edges, other: _Side, on_chart: Flags) -> Fl
     found = {}
     for name, leaf in side.chain.items():
         units: UnitMap = getattr(leaf, side.far)
-        chosen = {group: other.edges[group] for group in other.edges if other.chain[group] is leaf}
+        chosen = edges_in(leaf, other.chain, other.edges)
         edges = units.take(chosen, beyond[name], -1)
         both_on_chart = on_chart[name] & units.take({group: on_chart[group] for group in chosen}, beyond[name], False)
         found[name] = (edges >= 0) & (edges == side.edges[name]) & both_on_chart

@@ -228,15 +228,16 @@ def far_units(leaf: Leaf, far: UnitMap, edges: Int[Array, " _"]) -> Int[Array, "
 
 def in_mask(skeleton: Skeleton, leaf: Leaf, among: Flags | None = None) -> Array:
     """Where the leaf holds in-skeleton edges, of all units or of those `among` them."""
-    return edge_mask(leaf, leaf.target, _in_leaf(leaf, skeleton.graph.in_chain, skeleton.in_edges), among)
+    return edge_mask(leaf, leaf.target, edges_in(leaf, skeleton.graph.in_chain, skeleton.in_edges), among)
 
 
 def out_mask(skeleton: Skeleton, leaf: Leaf, among: Flags | None = None) -> Array:
     """Where the leaf holds out-skeleton edges, of all units or of those `among` them."""
-    return edge_mask(leaf, leaf.source, _in_leaf(leaf, skeleton.graph.out_chain, skeleton.out_edges), among)
+    return edge_mask(leaf, leaf.source, edges_in(leaf, skeleton.graph.out_chain, skeleton.out_edges), among)
 
 
-def _in_leaf(leaf: Leaf, chain: dict[str, Leaf], edges: Edges) -> Edges:
+def edges_in(leaf: Leaf, chain: dict[str, Leaf], edges: Edges) -> Edges:
+    """Those of the groups that take their edges from the leaf."""
     return {name: edge for name, edge in edges.items() if chain[name] is leaf}
 
 
