@@ -7,13 +7,15 @@ ground (see `basis`). A unit with a skeleton weight of 0 has no coordinates ther
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .graph import Leaf
 from .rescaling import Units
 from .sharding import in_auto_mode
 from .skeleton import Edges, Flags, Skeleton, edge_mask, edges_in, far_units, in_mask, out_mask
 from .units import GROUND, UnitMap
+
+Neighbours = dict[str, Int[Array, " _"]]  # a unit beside each, as the map of the edge's far end counts them, or ground
 
 
 class Chart(NamedTuple):
@@ -29,8 +31,8 @@ class Chart(NamedTuple):
     skeleton_weights: Units  # w_I(v)
     shared: Flags  # whether I(v) is an out-skeleton edge as well
     on_chart: Flags
-    before: Edges  # the unit that I(v) comes from
-    following: Edges  # the unit that O(v) goes to, where O(v) is an in-skeleton edge as well
+    before: Neighbours  # the unit that I(v) comes from
+    following: Neighbours  # the unit that O(v) goes to, where O(v) is an in-skeleton edge as well
 
     def special(self, leaf: Leaf) -> Bool[Array, "..."]:
         """The mask of I(v) outside O, whose basis path is the all-skeleton path."""
@@ -120,12 +122,12 @@ def _values_on(side: _Side, values: dict[str, Array]) -> Units:
     return found
 
 
-def _units_beyond(side: _Side) -> Edges:
+def _units_beyond(side: _Side) -> Neighbours:
     """The unit at the far end of each unit's skeleton edge, or ground."""
     return {name: far_units(leaf, getattr(leaf, side.far), side.edges[name]) for name, leaf in side.chain.items()}
 
 
-def _is_in_both(side: _Side, beyond: Edges, other: _Side, on_chart: Flags) -> Flags:
+def _is_in_both(side: _Side, beyond: Neighbours, other: _Side, on_chart: Flags) -> Flags:
     """Whether each unit's skeleton edge is that of the unit at its far end as well."""
     found = {}
     for name, leaf in side.chain.items():
