@@ -64,12 +64,10 @@ class Recurrence(NamedTuple):
 
     Attributes:
       length: the number of steps.
-      reverse: whether the last step comes first.
       from_rows: whether the product runs from the matrix's rows to its columns, or the other way.
     """
 
     length: int
-    reverse: bool
     from_rows: bool
 
 
@@ -86,7 +84,7 @@ def recurrence(jaxpr: OpenJaxpr, place: int) -> Recurrence | None:
     axes = contracted[position]
     if len(shape) != 2 or len(axes) != 1 or batched[0] or int(np.prod(other)) != shape[axes[0]]:
         return None
-    return Recurrence(loops[0].params["length"], loops[0].params["reverse"], axes[0] == 0)
+    return Recurrence(loops[0].params["length"], axes[0] == 0)
 
 
 class _Use(NamedTuple):
