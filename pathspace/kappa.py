@@ -153,7 +153,9 @@ def _recurrent_diagonal(traced: TracedPaths, squares: Powers, place: int, flow: 
     _, respond = jax.linearize(entering, jnp.zeros_like(flow.leaving))
     targets = jnp.arange(flow.leaving.shape[1])
 
-    # As steps are alike, d backwards in time brings forth sum_t P_{t-s} d_t, backwards in time as well.
+    # As steps are alike, P depends on t - s alone: d backwards in time brings forth sum_t P_{t-s} d_t, backwards too.
+    # No sum of products behind it, which XLA is slow at on CPUs: with JAX 0.12 all of this takes 1.7 times as long so
+    # with 1024 units and 50 steps, 2 times with 100 units and 784.
     def of_target(target: Array) -> Float[Array, " source"]:
         response = respond(jnp.where(targets == target, flow.leaving[::-1], 0))
         return 2 * jnp.einsum("ts,ts->s", flow.entering[::-1], response)
